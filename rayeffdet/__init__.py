@@ -1,0 +1,3 @@
+"""Spec-driven, Ray-distributed training of EfficientDet detectors."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Images and boxes: COCO json, TFRecord shards, decoding, augmentation."""

@@ -1,0 +1,266 @@
+"""What one training worker does: network, data, loop; runs inside Ray Train's worker group."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from rayeffdet import storage
+from rayeffdet.data.index import RecordIndex
+from rayeffdet.data.loader import Batch, load_batches, training_sample
+from rayeffdet.data.order import Epochs
+from rayeffdet.distributed.cluster import WorkerPlan
+from rayeffdet.distributed.ingest import stream_rows
+from rayeffdet.distributed.validation import validate_together
+from rayeffdet.model.efficientdet import IMAGE_MEAN, IMAGE_STD, EfficientDet
+from rayeffdet.model.weights import load_matching, parse_state_dict
+from rayeffdet.spec.root import Spec
+from rayeffdet.train.build import (
+    build_architecture,
+    build_augmentation,
+    build_epochs,
+    build_learning_rate,
+    build_loop_settings,
+    build_shuffle,
+    build_step_settings,
+    build_trainee,
+    input_size,
+)
+from rayeffdet.train.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, save_checkpoint
+from rayeffdet.train.checkpoint_index import CheckpointIndex
+from rayeffdet.train.loop import Metrics, StepDone, train_epochs
+from rayeffdet.train.meter import Meter
+from rayeffdet.train.optim import flatten_optimizer, restore_optimizer
+from rayeffdet.train.step import Trainee, World
+
+REPORT_SECONDS = 0.5
+
+Tell = Callable[..., None]
+"""Sends an event of a kind with its values to the driver."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that a worker needs; plain data that travels.
+
+    Args:
+        spec: ``Spec.to_dict()`` with absolute paths.
+        folder: Where checkpoints go.
+        train_index: Training records.
+        val_index: Validation records.
+        class_names: Category id to name.
+        plan: Workers and their resources.
+    """
+
+    spec: dict[str, Any]
+    folder: str
+    train_index: RecordIndex
+    val_index: RecordIndex
+    class_names: dict[int, str]
+    plan: WorkerPlan
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Trains to the last epoch; rank 0 tells the mailbox what happens.
+
+    Raises:
+        UserError: What the user can mend: a record, a checkpoint, a loss that is not finite.
+    """
+    job: TrainingJob = config["job"]
+    spec = Spec.from_dict(job.spec)
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    torch.set_num_threads(job.plan.threads)
+    torch.use_deterministic_algorithms(spec.train.deterministic)
+
+    def tell(kind: str, **event: Any) -> None:
+        if world.rank == 0:
+            config["mailbox"].put.remote({"kind": kind, **event})
+
+    # ---- network: own checkpoint, given checkpoint to resume, pretrained weights, scratch
+    trainee, first_epoch = initial_state(job, spec, world, tell)
+
+    # ---- data
+    epochs = build_epochs(spec, num_records=job.train_index.num_records, num_workers=world.size)
+
+    # ---- loop
+    meter, epoch_meter = Meter(world.size), Meter(world.size)
+    for event in train_epochs(
+        trainee,
+        first_epoch=first_epoch,
+        batches=partial(training_batches, job, spec, epochs, world),
+        learning_rate=build_learning_rate(
+            spec, steps_per_epoch=epochs.steps, num_workers=world.size
+        ),
+        evaluate=lambda epoch: evaluate_epoch(job, spec, trainee, world, epoch=epoch, tell=tell),
+        save=lambda epoch, metrics: save_epoch(
+            job, spec, trainee, world, epoch=epoch, steps=epochs.steps, metrics=metrics
+        ),
+        settings=build_loop_settings(spec, epochs),
+        step_settings=build_step_settings(spec, world.device),
+        world=world,
+    ):
+        if isinstance(event, StepDone):
+            meter.add(event)
+            epoch_meter.add(event)
+            if meter.seconds >= REPORT_SECONDS:
+                tell("progress", epoch=event.epoch, step=event.step, **meter.take())
+        else:
+            tell(
+                "epoch",
+                epoch=event.epoch,
+                step=event.step,
+                means=epoch_meter.take(),
+                metrics=event.metrics,
+                checkpoint=event.checkpoint,
+            )
+            ray.train.report({"epoch": event.epoch + 1, **_scalars(event.metrics)})
+
+
+def initial_state(job: TrainingJob, spec: Spec, world: World, tell: Tell) -> tuple[Trainee, int]:
+    """Returns what is trained and the first epoch.
+
+    Order: the run's own latest checkpoint, ``resume_training_checkpoint_path``, ``checkpoint``,
+    random weights.
+
+    Raises:
+        CheckpointError: A file cannot be read or does not fit.
+    """
+    torch.manual_seed(spec.train.random_seed)
+    network = EfficientDet(build_architecture(spec))
+    own, skipped = CheckpointIndex.read(job.folder).load_latest(encryption_key=spec.encryption_key)
+    for problem in skipped:
+        tell("notice", text=f"{problem}; an earlier checkpoint is used")
+    given = spec.train.resume_training_checkpoint_path
+    if own is None and given:
+        own = load_checkpoint(given, encryption_key=spec.encryption_key)
+    if own is not None:
+        network.load_state_dict(own.model)
+    elif spec.train.checkpoint:
+        tell("notice", text=load_pretrained(network, spec))
+    trainee = build_trainee(spec, network, world)
+    if own is None:
+        return trainee, spec.train.init_epoch
+    if trainee.ema is not None and own.ema is not None:
+        trainee.ema.load_state_dict(own.ema)
+    restore_optimizer(trainee.optimizer, trainee.network, own.optimizer, own.optimizer_meta)
+    return trainee, own.epoch
+
+
+def load_pretrained(network: EfficientDet, spec: Spec) -> str:
+    """Loads ``train.checkpoint`` into the network and returns what was found, for people.
+
+    Raises:
+        CheckpointError: Nothing matches, or the backbone is another variant's.
+    """
+    path = spec.train.checkpoint
+    if path.endswith(".tlt"):
+        checkpoint = load_checkpoint(path, encryption_key=spec.encryption_key)
+        tensors = checkpoint.ema or checkpoint.model
+    else:
+        tensors = parse_state_dict(storage.read_bytes(path), name=path)
+    report = load_matching(network, tensors, name=path)
+    fresh = f"; fresh: {', '.join(report.fresh)}" if report.fresh else ""
+    return f"{path}: {report.matched} of {report.total} tensors ({report.source} names){fresh}"
+
+
+def training_batches(
+    job: TrainingJob, spec: Spec, epochs: Epochs, world: World, epoch: int
+) -> Iterator[Batch]:
+    """Yields this worker's batches of one epoch."""
+    shares = [
+        epochs.share(epoch, step, rank=world.rank, world_size=world.size)
+        for step in range(epochs.steps)
+    ]
+    rows = stream_rows(
+        job.train_index,
+        shares,
+        shuffle=build_shuffle(spec),
+        data_cpus=job.plan.data_cpus / world.size,
+    )
+    sample = partial(
+        training_sample,
+        size_hw=input_size(spec),
+        augmentation=build_augmentation(spec),
+        seed=spec.train.random_seed,
+        skip_crowd=spec.dataset.skip_crowd_during_training,
+    )
+    if spec.dataset.use_fake_data:
+        rows = itertools.repeat(next(rows), epochs.steps)
+    return load_batches(
+        rows,
+        sample,
+        max_instances=spec.dataset.max_instances_per_image,
+        num_threads=job.plan.threads,
+        prefetch=spec.dataset.loader.prefetch_size,
+    )
+
+
+def evaluate_epoch(
+    job: TrainingJob, spec: Spec, trainee: Trainee, world: World, *, epoch: int, tell: Tell
+) -> Metrics:
+    """Returns the metrics of the averaged weights on rank 0, and nothing on the others."""
+    tell("evaluating", epoch=epoch)
+    started = time.perf_counter()
+    metrics = validate_together(
+        spec,
+        trainee,
+        world,
+        index=job.val_index,
+        class_names=job.class_names,
+        threads=job.plan.threads,
+        data_cpus=job.plan.data_cpus / world.size,
+    )
+    tell("evaluated", epoch=epoch, seconds=time.perf_counter() - started, metrics=metrics)
+    return metrics
+
+
+def save_epoch(
+    job: TrainingJob,
+    spec: Spec,
+    trainee: Trainee,
+    world: World,
+    *,
+    epoch: int,
+    steps: int,
+    metrics: Metrics,
+) -> str:
+    """Writes the checkpoint of a finished epoch from rank 0 and returns its path.
+
+    Raises:
+        RunError: The storage refuses the write; earlier checkpoints are whole.
+    """
+    file = checkpoint_name(spec.model.name, epoch + 1)
+    path = storage.join(job.folder, file)
+    if world.rank != 0:
+        return path
+    tensors, meta = flatten_optimizer(trainee.optimizer, trainee.network)
+    position = {"epoch": epoch + 1, "step": (epoch + 1) * steps}
+    checkpoint = Checkpoint(
+        architecture=trainee.network.architecture.to_dict(),
+        class_names=job.class_names,
+        input_size=input_size(spec),
+        normalisation={"mean": IMAGE_MEAN, "std": IMAGE_STD},
+        spec=spec.public_dict(),
+        model=trainee.network.state_dict(),
+        metrics=metrics,
+        ema=trainee.ema.state_dict() if trainee.ema is not None else None,
+        optimizer=tensors,
+        optimizer_meta=meta,
+        extra={"ingest": {"seed": spec.train.random_seed, **position}},
+        **position,
+    )
+    save_checkpoint(path, checkpoint, encryption_key=spec.encryption_key)
+    CheckpointIndex.read(job.folder).add(file, metrics=metrics, **position)
+    return path
+
+
+def _scalars(metrics: Metrics) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}

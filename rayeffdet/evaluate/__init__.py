@@ -1,0 +1,1 @@
+"""Detections against truths: COCO metrics, plots, pictures."""

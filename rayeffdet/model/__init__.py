@@ -1,0 +1,1 @@
+"""The network: EfficientNet, BiFPN and heads, from one scaling table."""

@@ -1,0 +1,1 @@
+"""Detection as pure tensor functions: boxes, anchors, targets, losses, post-processing."""

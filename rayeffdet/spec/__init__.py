@@ -1,0 +1,1 @@
+"""What a user may say: the spec, its loading and its errors."""

@@ -1,0 +1,1 @@
+"""One task per file: spec in, typed result out."""

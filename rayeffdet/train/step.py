@@ -1,0 +1,170 @@
+"""One optimisation step: to device, forward, loss, backward, clip, finite check, update.
+
+Legend: B images, H W pixels, N anchors, K classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rayeffdet.data.loader import Batch
+from rayeffdet.errors import RunError
+from rayeffdet.model.efficientdet import EfficientDet, normalise
+from rayeffdet.ops.assigner import assign_targets
+from rayeffdet.ops.losses import detection_loss
+from rayeffdet.train.ema import Ema
+from rayeffdet.train.optim import clip_gradients_, l1_penalty
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands among the training workers."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What one step needs to know, as plain numbers.
+
+    Args:
+        loss: Keyword arguments of :func:`rayeffdet.ops.losses.detection_loss`.
+        clip_norm: Limit of each gradient's norm and of their common norm; 0 switches it off.
+        l1_weight_decay: Factor of half the sum of absolute kernel weights.
+        amp_dtype: Precision of the forward pass, or None for float32.
+        seed: Together with step and rank it seeds drop-connect, so that no generator state has to
+            be saved.
+    """
+
+    loss: dict[str, Any]
+    clip_norm: float
+    l1_weight_decay: float
+    amp_dtype: torch.dtype | None
+    seed: int
+
+
+@dataclass
+class Trainee:
+    """What changes while training.
+
+    Args:
+        network: The network itself.
+        parallel: The network, or its data-parallel wrapper.
+        anchors_N4: Anchors of the input size, xyxy, on the device.
+        scaler: Loss scale of float16; disabled otherwise.
+    """
+
+    network: EfficientDet
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    anchors_N4: Tensor
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Losses of one worker's share of a step, before the update; ``box_loss`` is unweighted."""
+
+    loss: float
+    cls_loss: float
+    box_loss: float
+    iou_loss: float
+    gradient_norm: float
+
+
+def train_step(
+    trainee: Trainee,
+    batch: Batch,
+    *,
+    step: int,
+    learning_rate: float,
+    settings: StepSettings,
+    world: World,
+) -> StepResult:
+    """Updates the weights and their moving average with one batch.
+
+    The losses are divided by the positives of the whole global batch, so that the gradient does
+    not depend on how the batch is spread over workers.
+
+    Args:
+        trainee: Changed in place.
+        batch: This worker's share.
+        step: Steps taken before, over all epochs.
+        learning_rate: Rate of this step.
+        settings: Constants of the run.
+        world: This worker's place.
+
+    Raises:
+        RunError: A loss or gradient is not finite; the weights are not updated.
+    """
+    torch.manual_seed(settings.seed * 1_000_003 + step * 4096 + world.rank)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = learning_rate
+    images_B3HW = normalise(batch.images_BHW3.to(world.device, non_blocking=True))
+    targets = assign_targets(
+        trainee.anchors_N4,
+        batch.boxes_BG4.to(world.device, non_blocking=True),
+        batch.labels_BG.to(world.device, non_blocking=True),
+    )
+    normaliser = _positives_per_worker(targets.num_positives_B.sum(), world)
+    with torch.autocast(
+        world.device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None
+    ):
+        class_logits_BNK, box_deltas_BN4 = trainee.parallel(images_B3HW)
+    losses = detection_loss(
+        class_logits_BNK,
+        box_deltas_BN4.float(),
+        targets,
+        trainee.anchors_N4,
+        normaliser=normaliser,
+        **settings.loss,
+    )
+    total = losses.total
+    if settings.l1_weight_decay:
+        total = total + settings.l1_weight_decay * l1_penalty(trainee.network)
+
+    trainee.optimizer.zero_grad(set_to_none=True)
+    trainee.scaler.scale(total).backward()
+    trainee.scaler.unscale_(trainee.optimizer)
+    gradient_norm = clip_gradients_(trainee.network.parameters(), settings.clip_norm)
+    # The one synchronisation of host and device in a step: the update must not happen on a fault.
+    numbers = torch.stack([total.detach(), losses.cls, losses.box, losses.iou, gradient_norm])
+    result = StepResult(*numbers.tolist())
+    _check_finite(result, batch, step, check_gradient=not trainee.scaler.is_enabled())
+
+    trainee.scaler.step(trainee.optimizer)
+    trainee.scaler.update()
+    if trainee.ema is not None:
+        trainee.ema.update(trainee.network, step + 1)
+    return result
+
+
+def _positives_per_worker(num_positives: Tensor, world: World) -> Tensor:
+    """(positives of the global batch + 1) / workers; gradients are averaged over workers later."""
+    if world.size == 1:
+        return num_positives + 1
+    num_positives = num_positives.clone()
+    dist.all_reduce(num_positives)
+    return (num_positives + 1) / world.size
+
+
+def _check_finite(result: StepResult, batch: Batch, step: int, *, check_gradient: bool) -> None:
+    own = all(map(math.isfinite, (result.loss, result.cls_loss, result.box_loss, result.iou_loss)))
+    if own and (math.isfinite(result.gradient_norm) or not check_gradient):
+        return
+    found = (
+        f"loss {result.loss:g} (class {result.cls_loss:g}, box {result.box_loss:g}),"
+        f" gradient norm {result.gradient_norm:g}"
+    )
+    ids = ", ".join(batch.source_ids)
+    raise RunError(
+        f"step {step + 1}: not finite: {found}; images {ids}; the weights of the last checkpoint"
+        " are intact: lower train.lr_schedule.learning_rate or look at these images"
+    )
