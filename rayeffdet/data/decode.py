@@ -36,7 +36,7 @@ _TO_UPRIGHT = {
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
-def decode_image(encoded: bytes, *, where: str) -> Image.Image:
+def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
     """Decode JPEG, PNG, BMP or WebP bytes to an upright 8-bit RGB picture.
 
     The EXIF orientation is applied. Grey, palette and CMYK pictures are converted to RGB, 16-bit
@@ -59,7 +59,7 @@ def decode_image(encoded: bytes, *, where: str) -> Image.Image:
     return rgb.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else rgb
 
 
-def image_size(encoded: bytes, *, where: str = "image") -> tuple[int, int]:
+def image_size(encoded: bytes | memoryview, *, where: str = "image") -> tuple[int, int]:
     """Return (height, width) of the upright picture from its header, without decoding pixels.
 
     Args:
@@ -78,7 +78,7 @@ def image_size(encoded: bytes, *, where: str = "image") -> tuple[int, int]:
     return (width, height) if swapped else (height, width)
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes | memoryview) -> Image.Image:
     return Image.open(io.BytesIO(encoded), formats=FORMATS)
 
 

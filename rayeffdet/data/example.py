@@ -35,7 +35,7 @@ class Example:
 
     source_id: str
     filename: str
-    encoded: bytes
+    encoded: bytes | memoryview
     format: str
     height: int
     width: int

@@ -111,7 +111,7 @@ def index_shard(path: str, *, num_classes: int) -> ShardIndex:
     counts: Counter[int] = Counter()
     names: dict[int, str] = {}
     most_boxes = 0
-    problems = []
+    problems: list[str] = []
     try:
         for offset, payload in iterate_records(path):
             example = decode_example(payload, where=f"{path}: offset {offset}")

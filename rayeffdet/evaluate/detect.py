@@ -5,6 +5,7 @@ Legend: B images, N anchors, K classes, D detections.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class PostprocessSettings:
     max_nms_inputs: int
     max_detections: int
     min_score: float
-    nms: str
+    nms: Literal["hard", "soft"]
     sigma: float
 
 

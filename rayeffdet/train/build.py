@@ -57,7 +57,7 @@ def build_trainee(spec: Spec, network: EfficientDet, world: World) -> Trainee:
         world: Where this process stands; a process group exists when its size is above one.
     """
     train = spec.train
-    network = network.to(world.device, memory_format=torch.channels_last)
+    network = network.to(memory_format=torch.channels_last).to(world.device)
     if spec.model.freeze_bn:
         freeze_batch_norm(network)
     freeze_blocks(network, spec.model.freeze_blocks)

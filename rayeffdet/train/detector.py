@@ -43,7 +43,7 @@ def detector_of(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
     spec = Spec.from_dict(checkpoint.spec)
     network = EfficientDet(Architecture.from_dict(checkpoint.architecture))
     network.load_state_dict(checkpoint.ema or checkpoint.model)
-    network = network.to(device, memory_format=torch.channels_last).eval()
+    network = network.to(memory_format=torch.channels_last).to(device).eval()
     return Detector(
         network=network,
         anchors_N4=build_anchors(spec).to(device),
