@@ -37,7 +37,10 @@ class Console:
     ) -> None:
         self._quiet = quiet
         self._as_json = as_json
-        self._rich = RichConsole(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        # Without emoji, since `spec.yaml:100:` spells one.
+        self._rich = RichConsole(
+            file=stream or sys.stderr, highlight=False, soft_wrap=True, emoji=False
+        )
         self._log: list[str] = []
 
     def say(self, text: str = "") -> None:

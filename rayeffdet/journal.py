@@ -99,4 +99,6 @@ def _json_number(value: Any) -> Any:
         return None
     if isinstance(value, dict):
         return {key: _json_number(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_number(inner) for inner in value]
     return value

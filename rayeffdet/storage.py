@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import uuid
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,10 +42,15 @@ def size(path: str) -> int:
 
 
 def glob(pattern: str) -> list[str]:
-    """Returns the files that match, sorted; a folder means every file in it."""
+    """Returns the files that match, sorted; a folder means every file in it.
+
+    What exists under the very name of the pattern is meant by it, brackets or not.
+    """
     filesystem, inner = url_to_fs(pattern)
     if filesystem.isdir(inner):
-        inner = join(inner, "*")
+        inner = join(escape(inner), "*")
+    elif filesystem.exists(inner):
+        return [pattern]
     found = sorted(path for path in filesystem.glob(inner) if not filesystem.isdir(path))
     return [filesystem.unstrip_protocol(path) for path in found] if is_uri(pattern) else found
 

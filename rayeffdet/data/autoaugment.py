@@ -21,7 +21,7 @@ _ENHANCERS = (
 
 
 def auto_color_distortion(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return the RGB picture after one of equalize, colour, contrast, brightness and sharpness.
+    """Returns the RGB picture after one of equalize, colour, contrast, brightness and sharpness.
 
     The operation is chosen uniformly and always applied. The enhancement factor is
     0.1 + 0.18 m, so 0.1 to 2.8; 1 leaves the picture as it is.
@@ -39,7 +39,7 @@ def auto_translate_xy(
     labels: npt.NDArray[np.int64],
     rng: np.random.Generator,
 ) -> tuple[Image.Image, npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return the picture and its boxes after a shift of 5 m whole pixels along one axis.
+    """Returns the picture and its boxes after a shift of 5 m whole pixels along one axis.
 
     Axis and direction are chosen evenly; what becomes empty is grey. Boxes are clipped to the
     picture, and dropped once they are outside.

@@ -25,15 +25,6 @@ from rayeffdet.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedShard:
-    """A shard to be written: its number, its file name, and the images listed for it."""
-
-    shard: int
-    name: str
-    num_images: int
-
-
-@dataclass(frozen=True, slots=True)
 class ShardReport:
     """What is in a finished shard; a JSON document through :func:`dataclasses.asdict`.
 
@@ -71,21 +62,37 @@ def shard_name(tag: str, shard: int, num_shards: int) -> str:
     return f"{tag}-{shard:05d}-of-{num_shards:05d}.tfrecord"
 
 
+def shard_pattern(tag: str) -> str:
+    """Returns the glob of a tag's shards; it does not match those of a longer tag."""
+    return f"{tag}-?????-of-?????.tfrecord"
+
+
 def report_name(tag: str, shard: int, num_shards: int) -> str:
     """Returns the file name of a finished shard's report."""
     return f".{shard_name(tag, shard, num_shards)}.json"
 
 
-def plan_shards(coco_set: CocoSet, *, tag: str, num_shards: int) -> list[PlannedShard]:
-    """Returns the shards of a set; with more shards than images the last ones are empty files."""
-    return [
-        PlannedShard(
-            shard=shard,
-            name=shard_name(tag, shard, num_shards),
-            num_images=len(range(shard, len(coco_set.images), num_shards)),
+def source_digest(annotations_file: str, image_dir: str, *, include_masks: bool) -> str:
+    """Returns a digest of what shards are made from; images changed in place are not noticed.
+
+    Raises:
+        DataError: There is no such annotation file.
+    """
+    return _digest([annotations_file, image_dir, _version_of(annotations_file), include_masks])
+
+
+def is_converted(manifest: dict[str, Any], folder: str, *, source: str, num_shards: int) -> bool:
+    """Tells whether a manifest is of this source and its shards are all there, whole."""
+    shards = manifest.get("shards", [])
+    return (
+        manifest.get("source") == source
+        and len(shards) == num_shards
+        and all(
+            storage.exists(path) and storage.size(path) == shard["num_bytes"]
+            for shard in shards
+            for path in [storage.join(folder, shard["name"])]
         )
-        for shard in range(num_shards)
-    ]
+    )
 
 
 def convert_shard(
@@ -118,7 +125,7 @@ def convert_shard(
     """
     assert 0 <= shard < num_shards
     version = _version_of(annotations_file)
-    source = _digest([annotations_file, image_dir, version, include_masks])
+    source = source_digest(annotations_file, image_dir, include_masks=include_masks)
     path = storage.join(results_dir, shard_name(tag, shard, num_shards))
     report_path = storage.join(results_dir, report_name(tag, shard, num_shards))
     finished = _finished_report(path, report_path, source)
@@ -166,6 +173,7 @@ def build_manifest(reports: Sequence[ShardReport]) -> dict[str, Any]:
     }
     return {
         "tag": reports[0].tag,
+        "source": reports[0].source,
         "num_images": num_images,
         "num_skipped": sum(report.num_skipped for report in reports),
         "num_boxes": sum(boxes_per_class.values()),

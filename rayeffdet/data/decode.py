@@ -37,7 +37,7 @@ _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 
 
 def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
-    """Decode JPEG, PNG, BMP or WebP bytes to an upright 8-bit RGB picture.
+    """Decodes JPEG, PNG, BMP or WebP bytes to an upright 8-bit RGB picture.
 
     The EXIF orientation is applied. Grey, palette and CMYK pictures are converted to RGB, 16-bit
     grey keeps its high byte, and an alpha channel is dropped (colours are not blended).
@@ -60,7 +60,7 @@ def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
 
 
 def image_size(encoded: bytes | memoryview, *, where: str = "image") -> tuple[int, int]:
-    """Return (height, width) of the upright picture from its header, without decoding pixels.
+    """Returns (height, width) of the upright picture from its header, without decoding pixels.
 
     Args:
         encoded: The bytes of the image file.

@@ -1,7 +1,7 @@
 """What is in the shards: where each record lies, its classes, and whether it can be read."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -122,15 +122,20 @@ def index_shard(path: str, *, num_classes: int) -> ShardIndex:
             most_boxes = max(most_boxes, len(labels))
     except DataError as error:
         problems.extend(error.problems)
-    problems += [
+    problems += category_problems(path, counts, num_classes=num_classes)
+    return ShardIndex(
+        path, np.array(offsets, np.int64), dict(counts), names, most_boxes, tuple(problems)
+    )
+
+
+def category_problems(path: str, counts: Mapping[int, int], *, num_classes: int) -> list[str]:
+    """Returns a sentence for each category id, counted in a file, that is not allowed."""
+    return [
         f"{path}: category id {label} ({counts[label]} boxes) is not in 1..{num_classes - 1};"
         f" dataset.num_classes must be the largest id + 1"
         for label in sorted(counts)
         if not 1 <= label < num_classes
     ]
-    return ShardIndex(
-        path, np.array(offsets, np.int64), dict(counts), names, most_boxes, tuple(problems)
-    )
 
 
 def join_shards(shards: Sequence[ShardIndex]) -> RecordIndex:

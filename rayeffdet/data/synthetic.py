@@ -48,7 +48,7 @@ def make_synthetic_set(
     min_side: int = 200,
     max_side: int = 320,
 ) -> str:
-    """Write a detection set of drawn shapes and return the path of its annotation file.
+    """Writes a detection set of drawn shapes and returns the path of its annotation file.
 
     Writes `{folder}/{split}/*.jpg` and `{folder}/annotations/instances_{split}.json` (COCO). A
     picture holds 1 to 6 shapes of `CLASS_NAMES` (category ids 1 to 5), each 18 to 55 % as large as
@@ -127,7 +127,7 @@ def _random_shape(rng: np.random.Generator, *, height: int, width: int) -> _Shap
 
 
 def _unit_outline(name: str) -> _Floats:
-    """Return the corners (n, 2) of a shape around the origin, in a circle of radius 1."""
+    """Returns the corners (n, 2) of a shape around the origin, in a circle of radius 1."""
     match name:
         case "square":
             return _corners(4, np.ones(4))
@@ -150,7 +150,7 @@ def _corners(count: int, radii: _Floats) -> _Floats:
 
 
 def _shared(a_xyxy: _Floats, b_xyxy: _Floats) -> float:
-    """Return the common area of two boxes as a share of the smaller one."""
+    """Returns the common area of two boxes as a share of the smaller one."""
     overlap = np.minimum(a_xyxy[2:], b_xyxy[2:]) - np.maximum(a_xyxy[:2], b_xyxy[:2])
     smaller = min(np.prod(a_xyxy[2:] - a_xyxy[:2]), np.prod(b_xyxy[2:] - b_xyxy[:2]))
     return float(np.prod(overlap.clip(min=0)) / smaller)
@@ -167,11 +167,11 @@ def _picture(shapes: list[_Shape], rng: np.random.Generator, *, height: int, wid
 
 
 def _background(rng: np.random.Generator, *, height: int, width: int) -> _Floats:
-    """Return (H, W, 3) in 0 to 1: a gradient of two muted colours, cloudy, striped and grainy."""
+    """Returns (H, W, 3) in 0 to 1: a gradient of two muted colours, cloudy, striped and grainy."""
     y_HW, x_HW = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     turn = rng.uniform(0, 2 * math.pi)
     along_HW = x_HW * math.cos(turn) + y_HW * math.sin(turn)
-    mix_HW1 = ((along_HW - along_HW.min()) / np.ptp(along_HW))[..., None]
+    mix_HW1: _Floats = ((along_HW - along_HW.min()) / np.ptp(along_HW))[..., None]
     first, second = (_colour(rng, saturation=(0.0, 0.3), value=(0.25, 0.9)) for _ in range(2))
     light_HW = rng.normal(1, 0.025, (height, width))
     for cells, strength in ((3, 0.16), (9, 0.10), (40, 0.06)):
@@ -183,7 +183,7 @@ def _background(rng: np.random.Generator, *, height: int, width: int) -> _Floats
 
 
 def _paint(canvas_HW3: _Floats, shape: _Shape, rng: np.random.Generator) -> None:
-    """Draw a shaded shape with a soft shadow onto the canvas, in place."""
+    """Draws a shaded shape with a soft shadow onto the canvas, in place."""
     size = float(np.ptp(shape.outline_xy, axis=0).max())
     margin = 0.15 * size
     left, top = np.maximum(0, np.floor(shape.box_xyxy[:2] - margin)).astype(int)
@@ -203,11 +203,13 @@ def _paint(canvas_HW3: _Floats, shape: _Shape, rng: np.random.Generator) -> None
 
 
 def _mask(outline_xy: _Floats, *, height: int, width: int) -> Image.Image:
-    """Return the antialiased inside of a polygon, mode L."""
+    """Returns the antialiased inside of a polygon, mode L."""
     fine = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
     # Pillow puts whole numbers at pixel centres, the outline has them at pixel edges.
     corners = (outline_xy * _SUPERSAMPLING - 0.5).ravel().tolist()
-    ImageDraw.Draw(fine).polygon(corners, fill=255)
+    pen = ImageDraw.Draw(fine)
+    pen.polygon(corners, fill=255)
+    pen.line(corners, fill=255)  # closes the ring's slit
     return fine.reduce(_SUPERSAMPLING)
 
 

@@ -43,7 +43,7 @@ def train_sample(
     min_scale: float,
     max_scale: float,
 ) -> Sample:
-    """Return a randomly flipped, scaled and cropped training input.
+    """Returns a randomly flipped, scaled and cropped training input.
 
     The picture is resized to f times the size that just fits the input, f ~ U(min_scale,
     max_scale). What is then larger than the input is cropped at a uniform offset, what is smaller
@@ -86,7 +86,7 @@ def letterbox(
     boxes_xyxy: npt.NDArray[np.float32] | None = None,
     labels: npt.NDArray[np.int64] | None = None,
 ) -> Sample:
-    """Return the whole picture, as large as it fits, at the top left of a padded input.
+    """Returns the whole picture, as large as it fits, at the top left of a padded input.
 
     Args:
         image: RGB.
@@ -110,7 +110,7 @@ def clip_boxes(
     height: int,
     width: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Return the boxes clipped to a picture, without those that keep under a pixel of a side.
+    """Returns the boxes clipped to a picture, without those that keep under a pixel of a side.
 
     Args:
         boxes_xyxy: float32 (n, 4) in pixels, anywhere.
@@ -127,7 +127,7 @@ def clip_boxes(
 def pad_boxes(
     samples: Sequence[Sample], max_boxes: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
-    """Return (boxes_BG4 float32, labels_BG int64, number of boxes left out) of a batch.
+    """Returns (boxes_BG4 float32, labels_BG int64, number of boxes left out) of a batch.
 
     Rows without a box are zero with label -1. A sample with more than `max_boxes` = G boxes keeps
     its first G.
@@ -182,7 +182,7 @@ def _place(
 
 
 def _visible(zoomed: float, limit: int, crop: float) -> tuple[int, int]:
-    """Return (whole pixels seen, offset of the first) along one axis of a zoomed picture."""
+    """Returns (whole pixels seen, offset of the first) along one axis of a zoomed picture."""
     # The tolerance keeps 511.9999, a rounded 512, from losing a pixel.
     whole = max(1, int(zoomed + 1e-6))
     return min(whole, limit), int(max(0, whole - limit) * crop)

@@ -14,7 +14,7 @@ import torch
 
 from rayeffdet import storage
 from rayeffdet.data.index import RecordIndex
-from rayeffdet.data.loader import Batch, load_batches, training_sample
+from rayeffdet.data.loader import Batch, load_batches
 from rayeffdet.data.order import Epochs
 from rayeffdet.distributed.cluster import WorkerPlan
 from rayeffdet.distributed.ingest import stream_rows
@@ -24,10 +24,10 @@ from rayeffdet.model.weights import load_matching, parse_state_dict
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
     build_architecture,
-    build_augmentation,
     build_epochs,
     build_learning_rate,
     build_loop_settings,
+    build_sample,
     build_shuffle,
     build_step_settings,
     build_trainee,
@@ -185,18 +185,11 @@ def training_batches(
         shuffle=build_shuffle(spec),
         data_cpus=job.plan.data_cpus / world.size,
     )
-    sample = partial(
-        training_sample,
-        size_hw=input_size(spec),
-        augmentation=build_augmentation(spec),
-        seed=spec.train.random_seed,
-        skip_crowd=spec.dataset.skip_crowd_during_training,
-    )
     if spec.dataset.use_fake_data:
         rows = itertools.repeat(next(rows), epochs.steps)
     return load_batches(
         rows,
-        sample,
+        build_sample(spec),
         max_instances=spec.dataset.max_instances_per_image,
         num_threads=job.plan.threads,
         prefetch=spec.dataset.loader.prefetch_size,

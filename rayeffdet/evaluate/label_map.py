@@ -19,7 +19,11 @@ def read_label_map(path: str) -> dict[int, str]:
     try:
         text = storage.read_bytes(path).decode()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such label map") from None
+        raise DataError(
+            f"{path}: there is no such label map; leave the field empty for the names in the data"
+        ) from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: offset {error.start}: not UTF-8 text") from error
     if not path.endswith(YAML_ENDINGS):

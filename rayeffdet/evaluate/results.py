@@ -92,6 +92,7 @@ def _truth_from_json(path: str, records: Truth) -> Truth:
         raise DataError(f"{path}: there is no such file (dataset.val_json_file)") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+    _check_truth(document, path)
     truth = restrict_truth(document, [image["id"] for image in records["images"]])
     missing = {str(i["id"]) for i in records["images"]} - {str(i["id"]) for i in truth["images"]}
     if missing:
@@ -101,3 +102,22 @@ def _truth_from_json(path: str, records: Truth) -> Truth:
             " must be the file that they were made from"
         )
     return truth
+
+
+def _check_truth(document: Any, path: str) -> None:
+    """Refuses what is not a COCO instances file; warnings are the business of dataset_convert."""
+    needed = {
+        "images": {"id"},
+        "annotations": {"image_id", "category_id", "bbox"},
+        "categories": {"id", "name"},
+    }
+    for key, fields in needed.items():
+        entries = document.get(key) if isinstance(document, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(f"{path}: {key}: missing or not a list; a COCO instances file has it")
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not fields <= entry.keys():
+                raise DataError(
+                    f"{path}: {key}[{number}]: needs {', '.join(sorted(fields))}"
+                    " (dataset.val_json_file)"
+                )

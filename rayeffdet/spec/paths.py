@@ -1,5 +1,7 @@
 """Paths of a spec made independent of the working directory, and natural predecessors filled in."""
 
+from glob import escape
+
 from rayeffdet import storage
 from rayeffdet.spec.root import Spec
 from rayeffdet.spec.section import Section
@@ -13,7 +15,6 @@ _PATHS = {
     "dataset_convert": ("image_dir", "annotations_file", "results_dir"),
     "ray": ("storage_path",),
 }
-_LABEL_MAP_WORDS = ("coco", "voc", "waymo")
 
 
 def with_absolute_paths(spec: Spec) -> Spec:
@@ -39,10 +40,10 @@ def with_absolute_paths(spec: Spec) -> Spec:
         )
         for tag, split in spec.dataset_convert.splits.items()
     }
-    converted = spec.task_dir("dataset_convert")
+    converted = escape(spec.task_dir("dataset_convert"))
     dataset = spec.dataset
-    train = dataset.train_tfrecords or (storage.join(converted, "train-*.tfrecord"),)
-    val = dataset.val_tfrecords or (storage.join(converted, "val-*.tfrecord"),)
+    train = dataset.train_tfrecords or (storage.join(converted, "train-?????-of-?????.tfrecord"),)
+    val = dataset.val_tfrecords or (storage.join(converted, "val-?????-of-?????.tfrecord"),)
     return spec.model_copy(
         update={
             "dataset_convert": spec.dataset_convert.model_copy(update={"splits": splits}),
@@ -58,4 +59,4 @@ def with_absolute_paths(spec: Spec) -> Spec:
 
 
 def _absolute(path: str) -> str:
-    return storage.absolute(path) if path and path not in _LABEL_MAP_WORDS else path
+    return storage.absolute(path) if path else path

@@ -42,23 +42,16 @@ def run(context: Context) -> dict[str, Any]:
             f" {folder}; raise train.num_epochs to go on, or choose another results_dir"
         )
         return {"epoch": done.epoch, "checkpoint": storage.join(folder, done.file), **done.metrics}
-    _compare_with_earlier(context, folder, resuming=done is not None)
+    compare_with_earlier(context, folder, resuming=done is not None)
     train_index = index_split(context, spec.dataset.train_tfrecords)
     val_index = index_split(context, spec.dataset.val_tfrecords)
-    plan = _plan(context)
-    _check_batches(spec, train_index, plan)
+    plan = plan_training(context)
+    check_batches(spec, train_index, plan)
 
-    job = TrainingJob(
-        spec=spec.to_dict(),
-        folder=folder,
-        train_index=train_index,
-        val_index=val_index,
-        class_names=class_names(spec, [train_index, val_index]),
-        plan=plan,
-    )
+    job = training_job(spec, folder, train_index, val_index, plan)
     journal = context.journal("train")
     first_epoch = done.epoch if done is not None else spec.train.init_epoch
-    _say_plan(context, job, first_epoch)
+    say_plan(context, job, first_epoch)
     epochs = build_epochs(spec, num_records=train_index.num_records, num_workers=plan.num_workers)
     log = TrainingLog(
         console,
@@ -70,6 +63,20 @@ def run(context: Context) -> dict[str, Any]:
     with log:
         run_training(job, max_failures=spec.ray.max_failures, on_event=log.on_event)
     return log.result
+
+
+def training_job(
+    spec: Spec, folder: str, train_index: RecordIndex, val_index: RecordIndex, plan: WorkerPlan
+) -> TrainingJob:
+    """Returns what the workers are given."""
+    return TrainingJob(
+        spec=spec.to_dict(),
+        folder=folder,
+        train_index=train_index,
+        val_index=val_index,
+        class_names=class_names(spec, [train_index, val_index]),
+        plan=plan,
+    )
 
 
 def index_split(context: Context, patterns: Sequence[str]) -> RecordIndex:
@@ -92,7 +99,13 @@ def class_names(spec: Spec, indexes: Sequence[RecordIndex]) -> dict[int, str]:
     return names
 
 
-def _plan(context: Context) -> WorkerPlan:
+def plan_training(context: Context) -> WorkerPlan:
+    """Returns how the spec's workers are laid over the cluster.
+
+    Raises:
+        ClusterError: The cluster can never give what is asked.
+        SpecError: The spec asks for what only GPUs have.
+    """
     ray = context.spec.ray
     wanted = ray.num_workers if ray.num_workers is not None else context.spec.num_gpus
     if isinstance(wanted, tuple):
@@ -113,7 +126,13 @@ def _plan(context: Context) -> WorkerPlan:
     return plan
 
 
-def _check_batches(spec: Spec, index: RecordIndex, plan: WorkerPlan) -> None:
+def check_batches(spec: Spec, index: RecordIndex, plan: WorkerPlan) -> None:
+    """Checks that every worker has enough images in every step.
+
+    Raises:
+        ClusterError: There are more workers than images in a step.
+        SpecError: Batch norm would see a single value.
+    """
     epochs = build_epochs(spec, num_records=index.num_records, num_workers=plan.num_workers)
     smallest = epochs.smallest_share(plan.num_workers)
     if smallest < 1:
@@ -130,7 +149,12 @@ def _check_batches(spec: Spec, index: RecordIndex, plan: WorkerPlan) -> None:
         )
 
 
-def _compare_with_earlier(context: Context, folder: str, *, resuming: bool) -> None:
+def compare_with_earlier(context: Context, folder: str, *, resuming: bool) -> None:
+    """Says what changed since the run in a folder began.
+
+    Raises:
+        SpecError: The run that is resumed cannot go on with these values.
+    """
     path = storage.join(folder, "spec.yaml")
     if not resuming or not storage.exists(path):
         return
@@ -146,7 +170,8 @@ def _compare_with_earlier(context: Context, folder: str, *, resuming: bool) -> N
         )
 
 
-def _say_plan(context: Context, job: TrainingJob, first_epoch: int) -> None:
+def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
+    """Says what will be trained on what, and returns the doubts about it, which it says too."""
     spec, console, plan = context.spec, context.console, job.plan
     train, schedule = spec.train, spec.train.lr_schedule
     epochs = build_epochs(
@@ -186,8 +211,10 @@ def _say_plan(context: Context, job: TrainingJob, first_epoch: int) -> None:
             ),
         ]
     )
-    for text in _doubts(context, job, rate, epochs.global_batch):
+    doubts = _doubts(context, job, rate, epochs.global_batch)
+    for text in doubts:
         console.notice(text)
+    return doubts
 
 
 def _doubts(context: Context, job: TrainingJob, rate: float, global_batch: int) -> list[str]:

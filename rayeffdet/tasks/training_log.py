@@ -132,6 +132,7 @@ class TrainingLog:
         kpi = {name: metrics[name] for name in METRICS} if metrics else {}
         self._journal.status(
             "RUNNING",
+            "",
             epoch=epoch,
             max_epoch=self._num_epochs,
             time_per_epoch=duration(now - self._epoch_started),

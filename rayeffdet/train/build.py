@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayeffdet.data.loader import Augmentation
+from rayeffdet.data.loader import Augmentation, Row, training_sample
 from rayeffdet.data.order import Epochs, Shuffle
+from rayeffdet.data.transforms import Sample
 from rayeffdet.model.efficientdet import EfficientDet, freeze_batch_norm, freeze_blocks
 from rayeffdet.model.scaling import Architecture, architecture_of
 from rayeffdet.ops.anchors import make_anchors
@@ -171,6 +172,17 @@ def build_augmentation(spec: Spec) -> Augmentation:
         max_scale=chosen.random_crop_max_scale,
         color_distortion=chosen.auto_color_distortion,
         translate_xy=chosen.auto_translate_xy,
+    )
+
+
+def build_sample(spec: Spec) -> Callable[[Row], Sample]:
+    """Returns the function that makes a training sample of a record."""
+    return partial(
+        training_sample,
+        size_hw=input_size(spec),
+        augmentation=build_augmentation(spec),
+        seed=spec.train.random_seed,
+        skip_crowd=spec.dataset.skip_crowd_during_training,
     )
 
 

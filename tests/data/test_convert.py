@@ -13,7 +13,6 @@ from rayeffdet.data.convert import (
     build_manifest,
     build_warnings,
     convert_shard,
-    plan_shards,
     report_name,
     shard_name,
 )
@@ -89,13 +88,6 @@ def test_more_shards_than_images_leave_empty_files(source):
     reports = convert_all(source, num_shards=9)
     assert [report.num_images for report in reports] == [1] * 7 + [0, 0]
     assert examples_of(source / "out" / shard_name("train", 8, 9)) == []
-
-
-def test_the_plan_tells_names_and_images(source):
-    coco_set = read_coco(str(source / "instances.json"), str(source / "images"))
-    plan = plan_shards(coco_set, tag="train", num_shards=3)
-    assert [(p.shard, p.num_images) for p in plan] == [(0, 3), (1, 2), (2, 2)]
-    assert [p.name for p in plan] == [report.name for report in convert_all(source)]
 
 
 def test_the_manifest_counts_what_the_shards_hold(source):
