@@ -89,7 +89,7 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     tasks = [word for word in given.words if "=" not in word]
     tasks = tasks or list(loaded.spec.tasks) or ["train"]
     validate_for(loaded, tasks)
-    _refuse_missing(tasks)
+    _refuse_missing(loaded, tasks)
     loaded = _anchored(loaded)
     console.say(f"rayeffdet {rayeffdet.__version__} · {', '.join(tasks)}")
     for notice in loaded.notices:
@@ -98,11 +98,13 @@ def _run(given: argparse.Namespace, console: Console) -> int:
     from rayeffdet.distributed.cluster import connected
     from rayeffdet.tasks.context import Context
 
-    with connected(loaded.spec.ray.address, debug=given.debug) as cluster:
+    spec = loaded.spec
+    gpu_ids = spec.gpu_ids if "gpu_ids" in loaded.origins else None
+    with connected(spec.ray.address, debug=given.debug, gpu_ids=gpu_ids) as cluster:
         context = Context(loaded=loaded, console=console, cluster=cluster, debug=given.debug)
         for task in tasks:
             console.result(task, _run_task(task, context))
-    console.say(f"done     results are in {loaded.spec.results_dir}")
+    console.say(f"done     results are in {spec.results_dir}")
     return 0
 
 
@@ -121,12 +123,15 @@ def _run_task(task: str, context: "Context") -> dict[str, object]:
     return result
 
 
-def _refuse_missing(tasks: Sequence[str]) -> None:
+def _refuse_missing(loaded: LoadedSpec, tasks: Sequence[str]) -> None:
+    release = f"version {rayeffdet.__version__}"
     later = [task for task in tasks if task in get_args(TaskName) and task not in TASKS]
-    if later:
-        raise SpecError(
-            f"{', '.join(later)}: not in version {rayeffdet.__version__}; it has {', '.join(TASKS)}"
-        )
+    problems = [f"{task}: not in {release}; it has {', '.join(TASKS)}" for task in later]
+    if "train" in tasks and loaded.spec.train.qat:
+        origin = loaded.origins.get("train.qat", loaded.path)
+        problems.append(f"{origin}: train.qat: not in {release}; set it to false")
+    if problems:
+        raise SpecError(*problems)
 
 
 def _anchored(loaded: LoadedSpec) -> LoadedSpec:

@@ -10,3 +10,9 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "a-token-of-the-tests-only-0123456789")
 os.environ.pop("RAY_ADDRESS", None)
 # Paths of Ray's sockets must be short.
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+
+from hypothesis import settings  # noqa: E402
+
+# Laws are checked on loaded machines too, where any single example may take long.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")

@@ -44,7 +44,7 @@ def examples_to_table(
         "format": [e.format for e in examples],
         "height": [e.height for e in examples],
         "width": [e.width for e in examples],
-        "encoded": [bytes(e.encoded) for e in examples],
+        "encoded": [e.encoded for e in examples],
         "boxes_xyxy": [e.boxes_xyxy.reshape(-1) for e in examples],
         "labels": [e.labels for e in examples],
         "class_names": [list(e.class_names) for e in examples],
@@ -55,10 +55,8 @@ def examples_to_table(
 
 
 def table_to_examples(table: pa.Table) -> list[tuple[str, int, Example]]:
-    """Returns (where, position, example) of each row; the encoded bytes are not copied."""
-    columns = {name: table.column(name) for name in SCHEMA.names if name != "encoded"}
-    rows = {name: column.to_pylist() for name, column in columns.items()}
-    encoded = [value.as_buffer() for value in table.column("encoded")]
+    """Returns (where, position, example) of each row."""
+    rows = {name: table.column(name).to_pylist() for name in SCHEMA.names}
     return [
         (
             rows["where"][i],
@@ -66,7 +64,7 @@ def table_to_examples(table: pa.Table) -> list[tuple[str, int, Example]]:
             Example(
                 source_id=rows["source_id"][i],
                 filename=rows["filename"][i],
-                encoded=memoryview(encoded[i]),
+                encoded=rows["encoded"][i],
                 format=rows["format"][i],
                 height=rows["height"][i],
                 width=rows["width"][i],

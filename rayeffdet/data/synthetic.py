@@ -32,11 +32,11 @@ _Floats = npt.NDArray[np.float64]
 @dataclass(frozen=True, slots=True)
 class _Shape:
     class_index: int
-    outline_xy: _Floats  # (n, 2) corners in pixels, whole hundredths
+    loops_xy: _Floats  # (1 or 2, n, 2) corners in pixels: the outline, then the hole if any
 
     @property
     def box_xyxy(self) -> _Floats:
-        return np.concatenate([self.outline_xy.min(axis=0), self.outline_xy.max(axis=0)])
+        return np.concatenate([self.loops_xy[0].min(axis=0), self.loops_xy[0].max(axis=0)])
 
 
 def make_synthetic_set(
@@ -89,7 +89,8 @@ def make_synthetic_set(
 
 def _annotation(shape: _Shape, annotation_id: int, *, image_id: int) -> dict[str, Any]:
     left, top, right, bottom = shape.box_xyxy
-    x, y = shape.outline_xy.T
+    # The loops one after the other are one polygon: COCO has no holes, but allows a closed slit.
+    x, y = shape.loops_xy.reshape(-1, 2).T
     area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
     return {
         "id": annotation_id,
@@ -98,7 +99,7 @@ def _annotation(shape: _Shape, annotation_id: int, *, image_id: int) -> dict[str
         "bbox": [round(float(value), 2) for value in (left, top, right - left, bottom - top)],
         "area": round(float(area), 2),
         "iscrowd": 0,
-        "segmentation": [shape.outline_xy.ravel().tolist()],
+        "segmentation": [shape.loops_xy.ravel().tolist()],
     }
 
 
@@ -119,33 +120,32 @@ def _random_shape(rng: np.random.Generator, *, height: int, width: int) -> _Shap
     size = min(height, width) * rng.uniform(_MIN_SHARE, _MAX_SHARE)
     turn = rng.uniform(0, 2 * math.pi)
     rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    corners_xy = _unit_outline(CLASS_NAMES[class_index]) @ rotation
-    corners_xy = corners_xy - corners_xy.min(axis=0)
-    corners_xy *= size / corners_xy.max()
-    corners_xy += rng.uniform(0, np.array([width, height]) - corners_xy.max(axis=0))
-    return _Shape(class_index, corners_xy.round(2))
+    loops_xy = _unit_loops(CLASS_NAMES[class_index]) @ rotation
+    loops_xy = loops_xy - loops_xy.min(axis=(0, 1))
+    loops_xy *= size / loops_xy.max()
+    loops_xy += rng.uniform(0, np.array([width, height]) - loops_xy.max(axis=(0, 1)))
+    return _Shape(class_index, loops_xy.round(2))
 
 
-def _unit_outline(name: str) -> _Floats:
-    """Returns the corners (n, 2) of a shape around the origin, in a circle of radius 1."""
+def _unit_loops(name: str) -> _Floats:
+    """Returns outline and hole (1 or 2, n, 2) of a shape in a circle of radius 1 around 0."""
     match name:
         case "square":
-            return _corners(4, np.ones(4))
+            return _corners(np.ones(4))[None]
         case "triangle":
-            return _corners(3, np.ones(3))
+            return _corners(np.ones(3))[None]
         case "star":
-            return _corners(10, np.tile([1.0, 0.45], 5))
+            return _corners(np.tile([1.0, 0.45], 5))[None]
         case "ring":
-            # One polygon: around outside, across a slit of no width, back around the hole.
-            disc_xy = _unit_outline("disc")
+            disc_xy = _corners(np.ones(_ROUND_CORNERS))
             closed_xy = np.concatenate([disc_xy, disc_xy[:1]])
-            return np.concatenate([closed_xy, 0.55 * closed_xy[::-1]])
+            return np.stack([closed_xy, 0.55 * closed_xy[::-1]])
         case _:
-            return _corners(_ROUND_CORNERS, np.ones(_ROUND_CORNERS))
+            return _corners(np.ones(_ROUND_CORNERS))[None]
 
 
-def _corners(count: int, radii: _Floats) -> _Floats:
-    angles = 2 * math.pi * np.arange(count) / count
+def _corners(radii: _Floats) -> _Floats:
+    angles = 2 * math.pi * np.arange(len(radii)) / len(radii)
     return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
 
 
@@ -184,13 +184,13 @@ def _background(rng: np.random.Generator, *, height: int, width: int) -> _Floats
 
 def _paint(canvas_HW3: _Floats, shape: _Shape, rng: np.random.Generator) -> None:
     """Draws a shaded shape with a soft shadow onto the canvas, in place."""
-    size = float(np.ptp(shape.outline_xy, axis=0).max())
+    size = float((shape.box_xyxy[2:] - shape.box_xyxy[:2]).max())
     margin = 0.15 * size
     left, top = np.maximum(0, np.floor(shape.box_xyxy[:2] - margin)).astype(int)
     right, bottom = np.ceil(shape.box_xyxy[2:] + margin).astype(int)
     patch = canvas_HW3[top:bottom, left:right]  # a view
     height, width = patch.shape[:2]
-    mask = _mask(shape.outline_xy - (left, top), height=height, width=width)
+    mask = _mask(shape.loops_xy - (left, top), height=height, width=width)
     shadow = Image.new("L", mask.size)
     shadow.paste(mask, (round(0.04 * size), round(0.05 * size)))
     shadow = shadow.filter(ImageFilter.GaussianBlur(0.04 * size))
@@ -202,14 +202,13 @@ def _paint(canvas_HW3: _Floats, shape: _Shape, rng: np.random.Generator) -> None
     patch += opacity_HW1 * (colour * shade_HW1 - patch)
 
 
-def _mask(outline_xy: _Floats, *, height: int, width: int) -> Image.Image:
-    """Returns the antialiased inside of a polygon, mode L."""
+def _mask(loops_xy: _Floats, *, height: int, width: int) -> Image.Image:
+    """Returns the antialiased area between outline and hole, mode L."""
     fine = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
-    # Pillow puts whole numbers at pixel centres, the outline has them at pixel edges.
-    corners = (outline_xy * _SUPERSAMPLING - 0.5).ravel().tolist()
     pen = ImageDraw.Draw(fine)
-    pen.polygon(corners, fill=255)
-    pen.line(corners, fill=255)  # closes the ring's slit
+    for loop_xy, fill in zip(loops_xy, (255, 0), strict=False):
+        # Pillow puts whole numbers at pixel centres, the loop has them at pixel edges.
+        pen.polygon((loop_xy * _SUPERSAMPLING - 0.5).ravel().tolist(), fill=fill)
     return fine.reduce(_SUPERSAMPLING)
 
 

@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -75,12 +75,15 @@ class WorkerPlan:
 
 
 @contextmanager
-def connected(address: str | None, *, debug: bool) -> Iterator[Cluster]:
+def connected(
+    address: str | None, *, debug: bool, gpu_ids: Sequence[int] | None = None
+) -> Iterator[Cluster]:
     """Connects to a cluster, or starts one on this machine, for the length of a block.
 
     Args:
         address: ``ray.address``; None means RAY_ADDRESS, and without that a local Ray.
         debug: Keep Ray's own messages.
+        gpu_ids: GPUs that a local Ray may use; None for all that are visible.
 
     Raises:
         ClusterError: There is no cluster at the address.
@@ -93,6 +96,8 @@ def connected(address: str | None, *, debug: bool) -> Iterator[Cluster]:
         # Ray protects a cluster that it starts by a token; one of this run only, since it would
         # otherwise leave one in the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        if gpu_ids is not None:
+            os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, gpu_ids)))
         options |= {
             "num_cpus": os.cpu_count(),
             "include_dashboard": False,

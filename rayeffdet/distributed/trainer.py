@@ -43,11 +43,18 @@ class _Watch(UserCallback):
         self._mailbox.put.remote({"kind": "failure", "rank": rank, "text": "".join(last_line)})
 
 
-def run_training(job: TrainingJob, *, max_failures: int, on_event: Callable[[Event], None]) -> None:
+def run_training(
+    job: TrainingJob,
+    *,
+    storage_path: str,
+    max_failures: int,
+    on_event: Callable[[Event], None],
+) -> None:
     """Trains on the cluster until the last epoch is done.
 
     Args:
         job: What to train on which workers.
+        storage_path: Where Ray keeps its own account of the run; every node must reach it.
         max_failures: Restarts of the worker group, each from the latest checkpoint; -1 no limit.
         on_event: Called in a thread of this process with what rank 0 tells.
 
@@ -58,7 +65,7 @@ def run_training(job: TrainingJob, *, max_failures: int, on_event: Callable[[Eve
         KeyboardInterrupt: The user stopped the run.
     """
     plan = job.plan
-    scratch = storage.join(job.folder, ".ray")
+    scratch = storage.join(storage_path or job.folder, ".ray")
     with Listener(on_event) as listener:
         trainer = TorchTrainer(
             train_worker,

@@ -19,11 +19,10 @@ from rayeffdet.data.order import Epochs
 from rayeffdet.distributed.cluster import WorkerPlan
 from rayeffdet.distributed.ingest import stream_rows
 from rayeffdet.distributed.validation import validate_together
-from rayeffdet.model.efficientdet import IMAGE_MEAN, IMAGE_STD, EfficientDet
-from rayeffdet.model.weights import load_matching, parse_state_dict
+from rayeffdet.evaluate.preview import write_preview
+from rayeffdet.model.efficientdet import IMAGE_MEAN, IMAGE_STD
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
-    build_architecture,
     build_epochs,
     build_learning_rate,
     build_loop_settings,
@@ -33,11 +32,12 @@ from rayeffdet.train.build import (
     build_trainee,
     input_size,
 )
-from rayeffdet.train.checkpoint import Checkpoint, checkpoint_name, load_checkpoint, save_checkpoint
+from rayeffdet.train.checkpoint import Checkpoint, checkpoint_name, save_checkpoint
 from rayeffdet.train.checkpoint_index import CheckpointIndex
 from rayeffdet.train.loop import Metrics, StepDone, train_epochs
 from rayeffdet.train.meter import Meter
 from rayeffdet.train.optim import flatten_optimizer, restore_optimizer
+from rayeffdet.train.start import starting_point
 from rayeffdet.train.step import Trainee, World
 
 REPORT_SECONDS = 0.5
@@ -84,7 +84,7 @@ def train_worker(config: dict[str, Any]) -> None:
         if world.rank == 0:
             config["mailbox"].put.remote({"kind": kind, **event})
 
-    # ---- network: own checkpoint, given checkpoint to resume, pretrained weights, scratch
+    # ---- network, optimizer, average
     trainee, first_epoch = initial_state(job, spec, world, tell)
 
     # ---- data
@@ -127,48 +127,20 @@ def train_worker(config: dict[str, Any]) -> None:
 def initial_state(job: TrainingJob, spec: Spec, world: World, tell: Tell) -> tuple[Trainee, int]:
     """Returns what is trained and the first epoch.
 
-    Order: the run's own latest checkpoint, ``resume_training_checkpoint_path``, ``checkpoint``,
-    random weights.
-
     Raises:
         CheckpointError: A file cannot be read or does not fit.
     """
-    torch.manual_seed(spec.train.random_seed)
-    network = EfficientDet(build_architecture(spec))
-    own, skipped = CheckpointIndex.read(job.folder).load_latest(encryption_key=spec.encryption_key)
-    for problem in skipped:
-        tell("notice", text=f"{problem}; an earlier checkpoint is used")
-    given = spec.train.resume_training_checkpoint_path
-    if own is None and given:
-        own = load_checkpoint(given, encryption_key=spec.encryption_key)
-    if own is not None:
-        network.load_state_dict(own.model)
-    elif spec.train.checkpoint:
-        tell("notice", text=load_pretrained(network, spec))
-    trainee = build_trainee(spec, network, world)
+    start = starting_point(spec, job.folder)
+    for text in start.notices:
+        tell("notice", text=text)
+    trainee = build_trainee(spec, start.network, world)
+    own = start.resumed
     if own is None:
         return trainee, spec.train.init_epoch
     if trainee.ema is not None and own.ema is not None:
         trainee.ema.load_state_dict(own.ema)
     restore_optimizer(trainee.optimizer, trainee.network, own.optimizer, own.optimizer_meta)
     return trainee, own.epoch
-
-
-def load_pretrained(network: EfficientDet, spec: Spec) -> str:
-    """Loads ``train.checkpoint`` into the network and returns what was found, for people.
-
-    Raises:
-        CheckpointError: Nothing matches, or the backbone is another variant's.
-    """
-    path = spec.train.checkpoint
-    if path.endswith(".tlt"):
-        checkpoint = load_checkpoint(path, encryption_key=spec.encryption_key)
-        tensors = checkpoint.ema or checkpoint.model
-    else:
-        tensors = parse_state_dict(storage.read_bytes(path), name=path)
-    report = load_matching(network, tensors, name=path)
-    fresh = f"; fresh: {', '.join(report.fresh)}" if report.fresh else ""
-    return f"{path}: {report.matched} of {report.total} tensors ({report.source} names){fresh}"
 
 
 def training_batches(
@@ -187,13 +159,19 @@ def training_batches(
     )
     if spec.dataset.use_fake_data:
         rows = itertools.repeat(next(rows), epochs.steps)
-    return load_batches(
+    batches = load_batches(
         rows,
         build_sample(spec),
         max_instances=spec.dataset.max_instances_per_image,
         num_threads=job.plan.threads,
         prefetch=spec.dataset.loader.prefetch_size,
     )
+    if not spec.train.image_preview or epoch > spec.train.init_epoch or world.rank > 0:
+        return batches
+    first = next(batches)
+    path = storage.join(job.folder, "previews", "first_batch.jpg")
+    write_preview(first, job.class_names, path=path)
+    return itertools.chain([first], batches)
 
 
 def evaluate_epoch(

@@ -110,7 +110,7 @@ class TrainSection(Section):
     """Seed of weights, shuffling and augmentation."""
 
     image_preview: Flag = True
-    """Writes pictures of training batches and of detections beside the truth."""
+    """Writes a picture of the first training batch, as the network sees it, with its boxes."""
 
     skip_checkpoint_variables: Text = "-predict*"
     """Kept from TAO, which does not use it either."""

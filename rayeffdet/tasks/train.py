@@ -1,6 +1,6 @@
 """train: from TFRecord shards to checkpoints, on as many workers as the spec asks for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from rayeffdet.distributed.worker import TrainingJob
 from rayeffdet.errors import ClusterError, SpecError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.spec.compare import compare_specs
+from rayeffdet.spec.load import LoadedSpec
 from rayeffdet.spec.root import Spec
 from rayeffdet.tasks.context import Context
 from rayeffdet.tasks.training_log import TrainingLog
@@ -24,6 +25,7 @@ from rayeffdet.train.checkpoint_index import CheckpointIndex
 # The paper's rule: 0.08 for a global batch of 64.
 PAPER_RATE_PER_IMAGE = 0.08 / 64
 FAR_ABOVE = 4
+READ_SECTIONS = ("dataset", "model", "train", "evaluate", "ray")
 
 
 def run(context: Context) -> dict[str, Any]:
@@ -51,7 +53,8 @@ def run(context: Context) -> dict[str, Any]:
     job = training_job(spec, folder, train_index, val_index, plan)
     journal = context.journal("train")
     first_epoch = done.epoch if done is not None else spec.train.init_epoch
-    say_plan(context, job, first_epoch)
+    for doubt in say_plan(context, job, first_epoch):
+        console.notice(doubt)
     epochs = build_epochs(spec, num_records=train_index.num_records, num_workers=plan.num_workers)
     log = TrainingLog(
         console,
@@ -61,7 +64,12 @@ def run(context: Context) -> dict[str, Any]:
         first_epoch=first_epoch,
     )
     with log:
-        run_training(job, max_failures=spec.ray.max_failures, on_event=log.on_event)
+        run_training(
+            job,
+            storage_path=spec.ray.storage_path,
+            max_failures=spec.ray.max_failures,
+            on_event=log.on_event,
+        )
     return log.result
 
 
@@ -171,7 +179,7 @@ def compare_with_earlier(context: Context, folder: str, *, resuming: bool) -> No
 
 
 def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
-    """Says what will be trained on what, and returns the doubts about it, which it says too."""
+    """Says what will be trained on what, and returns the doubts about it."""
     spec, console, plan = context.spec, context.console, job.plan
     train, schedule = spec.train, spec.train.lr_schedule
     epochs = build_epochs(
@@ -183,7 +191,7 @@ def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
     rate = schedule.learning_rate * (plan.num_workers if spec.ray.scale_learning_rate else 1)
     each = "GPU" if plan.use_gpu else f"{plan.resources['CPU']:g} CPU, {plan.threads} threads"
     names = ", ".join(list(job.class_names.values())[:8])
-    changed = " · ".join(f"{name} ({place})" for name, place in context.loaded.origins.items())
+    changed = " · ".join(_changes(context.loaded))
     console.rows(
         [
             (
@@ -211,10 +219,21 @@ def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
             ),
         ]
     )
-    doubts = _doubts(context, job, rate, epochs.global_batch)
-    for text in doubts:
-        console.notice(text)
-    return doubts
+    return _doubts(context, job, rate, epochs.global_batch)
+
+
+def _changes(loaded: LoadedSpec) -> Iterator[str]:
+    """Yields what training reads and differs from the default; the command line's are marked."""
+    for name, origin in loaded.origins.items():
+        section, _, rest = name.partition(".")
+        if section not in READ_SECTIONS or not rest:
+            continue
+        value: object = loaded.spec
+        usual: object = Spec()
+        for part in name.split("."):
+            value, usual = getattr(value, part, None), getattr(usual, part, None)
+        if value != usual:
+            yield f"{name} {value}" + (" (command line)" if origin == "command line" else "")
 
 
 def _doubts(context: Context, job: TrainingJob, rate: float, global_batch: int) -> list[str]:
@@ -236,6 +255,12 @@ def _doubts(context: Context, job: TrainingJob, rate: float, global_batch: int) 
         doubts.append("no GPU in this cluster: training on CPUs")
     if spec.train.amp is True and not plan.use_gpu:
         doubts.append("train.amp: mixed precision is left out on CPUs; bf16 asks for it there too")
+    if "gpu_ids" in context.loaded.origins and not context.cluster.is_local:
+        doubts.append("gpu_ids has no effect on a running cluster: Ray chooses the GPUs")
+    if context.cluster.num_nodes > 1 and not storage.is_uri(job.folder):
+        doubts.append(
+            f"{job.folder} must be on a disk that all {context.cluster.num_nodes} nodes share"
+        )
     if spec.ray.decode == "data":
         doubts.append("ray.decode data: images are decoded beside the training loop")
     return doubts
