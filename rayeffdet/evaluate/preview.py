@@ -11,6 +11,8 @@ from rayeffdet.evaluate.draw import draw_detections, grid
 
 MOST_IMAGES = 16
 COLUMNS = 4
+# Captions on smaller pictures would hide what is in them.
+SMALLEST_SIDE = 320
 
 
 def write_preview(batch: Batch, class_names: Mapping[int, str], *, path: str) -> None:
@@ -26,10 +28,12 @@ def write_preview(batch: Batch, class_names: Mapping[int, str], *, path: str) ->
         batch.images_BHW3[:MOST_IMAGES], batch.boxes_BG4, batch.labels_BG, strict=False
     ):
         kept = labels_G >= 0
+        image = Image.fromarray(image_HW3.numpy())
+        zoom = max(1, -(-SMALLEST_SIDE // max(image.size)))
         pictures.append(
             draw_detections(
-                Image.fromarray(image_HW3.numpy()),
-                boxes_G4[kept].numpy(),
+                image.resize((image.width * zoom, image.height * zoom)),
+                boxes_G4[kept].numpy() * zoom,
                 (labels_G[kept] + 1).numpy(),
                 None,
                 class_names,
