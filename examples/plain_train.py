@@ -25,7 +25,7 @@ from rayeffdet.train.optim import build_optimizer
 from rayeffdet.train.schedule import learning_rate
 from rayeffdet.train.step import StepSettings, Trainee, World
 
-SEED = 42
+SEED, BATCH_SIZE = 42, 8
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHUFFLE = Shuffle(SEED, shuffle_file=True, shuffle_buffer=10_000, cycle_length=32, block_length=16)
 VARIED = loader.Augmentation(
@@ -34,7 +34,6 @@ VARIED = loader.Augmentation(
 SUPPRESSION = PostprocessSettings(
     max_nms_inputs=5000, max_detections=100, min_score=0.0, nms="hard", sigma=0.5
 )
-LOSS = {"label_smoothing": 0.0, "box_loss_weight": 50.0, "iou_loss_type": ""}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,38 +44,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-classes", type=int, required=True, help="largest category id + 1")
     parser.add_argument("--size", type=int, default=128, help="side of the input in pixels")
     parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--batch-size", type=int, default=8)
     given = parser.parse_args(arguments)
-
     size_hw = given.size, given.size
     train, val = (read_index(p, given.num_classes) for p in (given.train, given.val))
-    train_epoch, val_epoch = (Epochs(i.num_records, given.batch_size) for i in (train, val))
     names = {i: f"class {i}" for i in range(1, given.num_classes)} | val.class_names
     vary = partial(
         loader.training_sample, size_hw=size_hw, augmentation=VARIED, seed=SEED, skip_crowd=True
     )
-    keep = partial(loader.evaluation_sample, size_hw=size_hw)
+    letterbox = partial(loader.evaluation_sample, size_hw=size_hw)
     trainee = new_trainee(num_channels=given.num_classes - 1, size=given.size)
 
     def evaluate(_: int) -> Metrics:
-        images = batches(val, val_epoch, 0, SEQUENTIAL, keep)
+        batches = load(val, 0, SEQUENTIAL, letterbox)
         network, anchors_N4 = trainee.network.eval(), trainee.anchors_N4
         with trainee.ema.applied_to(network):
-            part = part_of(detect(network, images, anchors_N4=anchors_N4, settings=SUPPRESSION))
+            part = part_of(detect(network, batches, anchors_N4=anchors_N4, settings=SUPPRESSION))
         return metrics_of_parts([part], class_names=names, val_json_file="")
 
-    losses = []
-    schedule = {"base": 0.08, "warmup_init": 0.008, "warmup_steps": train_epoch.steps}
-    total_steps = given.epochs * train_epoch.steps
+    losses, steps = [], Epochs(train.num_records, BATCH_SIZE).steps
+    rate = {"base": 0.08, "warmup_init": 0.008, "warmup_steps": steps, "name": "cosine"}
     for event in train_epochs(
         trainee,
         first_epoch=0,
-        batches=lambda epoch: batches(train, train_epoch, epoch, SHUFFLE, vary),
-        learning_rate=partial(learning_rate, name="cosine", total_steps=total_steps, **schedule),
+        batches=lambda epoch: load(train, epoch, SHUFFLE, vary),
+        learning_rate=partial(learning_rate, total_steps=given.epochs * steps, **rate),
         evaluate=evaluate,
         save=lambda epoch, metrics: "",
-        settings=LoopSettings(given.epochs, train_epoch.steps, given.epochs, given.epochs, 1),
-        step_settings=StepSettings(LOSS, 10.0, 0.0, amp_dtype=None, seed=SEED),
+        settings=LoopSettings(given.epochs, steps, given.epochs, given.epochs, 1),
+        step_settings=StepSettings({}, 10.0, 0.0, amp_dtype=None, seed=SEED),
         world=World(0, 1, DEVICE),
     ):
         if isinstance(event, StepDone):
@@ -91,22 +86,19 @@ def read_index(pattern: str, num_classes: int) -> RecordIndex:
     return join_shards([index_shard(p, num_classes=num_classes) for p in find_shards([pattern])])
 
 
-def batches(
-    index: RecordIndex, epochs: Epochs, epoch: int, shuffle: Shuffle, sample: Callable
-) -> Iterator[loader.Batch]:
+def load(data: RecordIndex, epoch: int, order: Shuffle, sample: Callable) -> Iterator[loader.Batch]:
+    epochs = Epochs(data.num_records, BATCH_SIZE)
     shares = (epochs.share(epoch, step, rank=0, world_size=1) for step in range(epochs.steps))
-    rows = (read_rows(index, share, shuffle) for share in shares)
+    rows = (list(read_rows(data, share, order)) for share in shares)
     return loader.load_batches(rows, sample, max_instances=100, num_threads=2, prefetch=2)
 
 
-def read_rows(index: RecordIndex, positions: range, shuffle: Shuffle) -> list[loader.Row]:
-    rows = []
-    places = index.locate(records_at(positions, index.shard_sizes, shuffle))
+def read_rows(data: RecordIndex, positions: range, order: Shuffle) -> Iterator[loader.Row]:
+    places = data.locate(records_at(positions, data.shard_sizes, order))
     for position, (path, offset) in zip(positions, places, strict=True):
-        where = f"{path}: offset {offset}"
         [payload] = read_records(path, [offset])
-        rows.append((where, position, decode_example(payload, where=where)))
-    return rows
+        where = f"{path}: offset {offset}"
+        yield where, position, decode_example(payload, where=where)
 
 
 def new_trainee(*, num_channels: int, size: int) -> Trainee:

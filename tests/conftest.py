@@ -11,7 +11,7 @@ os.environ.pop("RAY_ADDRESS", None)
 # Paths of Ray's sockets must be short.
 os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray", dir="/tmp"))
 
-from hypothesis import settings  # noqa: E402
+from hypothesis import settings
 
 # Laws are checked on loaded machines too, where any single example may take long.
 settings.register_profile("unhurried", deadline=None)

@@ -32,22 +32,22 @@ def box_doubts(name: str, facts: ImageFacts, *, limits: BoxLimits) -> list[str]:
     total = max(1, int(table["num_boxes"].sum()))
     doubts = []
 
-    def count(column: str, text: str) -> None:
+    def count(column: str, text: str, consequence: str) -> None:
         if number := int(table[column].sum()):
             ids = facts.ids_where(table[column] > 0)
-            doubts.append(f"{name}: {number:,} {text} (images {some(ids)})")
+            doubts.append(f"{name}: {text}: {number:,} (images {some(ids)}); {consequence}")
 
     empty = facts.ids_where(table["num_boxes"] == 0)
     if len(empty) > MUCH * len(facts.ids):
         doubts.append(
-            f"{name}: {len(empty):,} of {len(facts.ids):,} images have no boxes ({some(empty)});"
+            f"{name}: images without boxes: {len(empty):,} of {len(facts.ids):,} ({some(empty)});"
             " they count as background"
         )
-    count("num_flat", "boxes have no area inside their picture and are left out")
+    count("num_flat", "boxes without area inside their picture", "they are left out")
     count(
         "num_vanishing",
-        f"boxes have a side under 1 px at the input of {width} x {height} and are left out;"
-        " a larger input keeps them",
+        f"boxes with a side under 1 px at the input of {width} x {height}",
+        "they are left out, a larger input keeps them",
     )
     if (small := int(table["num_small"].sum())) > MUCH * total:
         doubts.append(
@@ -55,7 +55,7 @@ def box_doubts(name: str, facts: ImageFacts, *, limits: BoxLimits) -> list[str]:
             f" input of {width} x {height}, one cell of the finest level; such objects are hardly"
             " found: use a larger input"
         )
-    count("is_resized", "records give another size than their image has: their boxes are misplaced")
+    count("is_resized", "records whose size is not that of their image", "boxes are misplaced")
     return doubts
 
 
@@ -67,9 +67,9 @@ def crowding_doubts(name: str, facts: ImageFacts, *, max_instances: int) -> list
         return []
     ids = facts.ids_where(numbers > max_instances)
     return [
-        f"{name}: {len(ids):,} images have more than dataset.max_instances_per_image"
-        f" {max_instances} boxes ({some(ids)}): {excess:,} boxes are left out;"
-        f" {numbers.max()} keeps all"
+        f"{name}: images with more than dataset.max_instances_per_image {max_instances} boxes:"
+        f" {len(ids):,} ({some(ids)}); of their boxes {excess:,} are left out, {numbers.max()}"
+        " keeps all"
     ]
 
 
@@ -84,9 +84,11 @@ def class_doubts(
         num_classes: As in the spec, the background included.
         names: Name of every category id.
     """
-    largest = max([*train.class_counts, *val.class_counts], default=0)
+    if not train.class_counts:
+        return ["train: no image has a box: there is nothing to learn"]
+    largest = max([*train.class_counts, *val.class_counts])
     doubts = []
-    if 0 < largest < num_classes - 1:
+    if largest < num_classes - 1:
         doubts.append(
             f"dataset.num_classes is {num_classes}, the largest category id with a box is"
             f" {largest}: {largest + 1} is enough, and no box has the ids above"
@@ -95,7 +97,7 @@ def class_doubts(
     def lacking(name: str, ids: list[int], consequence: str) -> None:
         if ids:
             listed = some([f"{i} ({names[i]})" for i in ids])
-            doubts.append(f"{name}: no boxes of {len(ids)} classes: {listed}; {consequence}")
+            doubts.append(f"{name}: classes without boxes: {listed}; {consequence}")
 
     unseen = [i for i in range(1, largest + 1) if i not in train.class_counts]
     lacking("train", unseen, "the network cannot learn them")
@@ -103,18 +105,11 @@ def class_doubts(
     return doubts
 
 
-def leak_doubts(train: ImageFacts, val: ImageFacts) -> list[str]:
-    """Returns a sentence for validation images that are trained on, by bytes or id and boxes."""
+def leaked_ids(train: ImageFacts, val: ImageFacts) -> list[str]:
+    """Returns the validation images that are trained on: by their bytes, or by id and boxes."""
     leaked = np.isin(val.table["content"], train.table["content"])
     labelled = val.table["labelled"]
-    leaked |= (labelled != 0) & np.isin(labelled, train.table["labelled"])
-    if not leaked.any():
-        return []
-    ids = val.ids_where(leaked)
-    return [
-        f"{len(ids):,} of {len(val.ids):,} validation images are in the training records too"
-        f" (ids {some(ids)}): the same image, or the same id and boxes; AP will be too high"
-    ]
+    return val.ids_where(leaked | (labelled != 0) & np.isin(labelled, train.table["labelled"]))
 
 
 def repeated_images(name: str, facts: ImageFacts) -> list[str]:
@@ -123,7 +118,7 @@ def repeated_images(name: str, facts: ImageFacts) -> list[str]:
     again = np.ones(len(facts.ids), bool)
     again[first] = False
     ids = facts.ids_where(again)
-    return [f"{name}: {len(ids):,} images are there twice or more ({some(ids)})"] if ids else []
+    return [f"{name}: images that repeat an earlier one: {len(ids):,} ({some(ids)})"] if ids else []
 
 
 def repeated_ids(name: str, ids: Sequence[str]) -> list[str]:
@@ -132,6 +127,6 @@ def repeated_ids(name: str, ids: Sequence[str]) -> list[str]:
     if not repeated:
         return []
     return [
-        f"{name}: {len(repeated):,} source ids are on more than one record ({some(repeated)});"
+        f"{name}: source ids on more than one record: {len(repeated):,} ({some(repeated)});"
         " evaluation needs each image once"
     ]

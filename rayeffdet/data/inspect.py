@@ -74,7 +74,8 @@ def inspect_shard(path: str, *, limits: BoxLimits, decode_every: int) -> ImageFa
     Raises:
         DataError: A record cannot be read.
     """
-    ids, rows, broken = [], [], []
+    ids, rows = [], []
+    broken: list[str] = []
     for number, (offset, payload) in enumerate(iterate_records(path)):
         where = f"{path}: offset {offset}"
         example = decode_example(payload, where=where)
@@ -173,5 +174,5 @@ def _labelled(example: Example) -> int:
     return _digest(example.source_id.encode() + example.labels.tobytes() + places.tobytes())
 
 
-def _digest(data: bytes) -> int:
+def _digest(data: bytes | memoryview) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest())

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ for _name, _value in _ENVIRONMENT.items():
 import ray  # noqa: E402
 
 LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
+KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def connected(
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     is_local = address in (None, "local")
+    if not debug:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     level = logging.INFO if debug else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level}
     if is_local:
@@ -104,8 +108,10 @@ def connected(
             "object_store_memory": LOCAL_OBJECT_STORE_BYTES,
         }
     try:
+        if address is not None:
+            _knock(address)
         ray.init("local" if is_local else address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ClusterError(
             f"ray.address {address}: {str(error).strip().splitlines()[0]}; is the cluster up?"
             " leave ray.address empty to start a local Ray"
@@ -124,6 +130,13 @@ def connected(
         )
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError at once where nobody listens; Ray itself tries for a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def plan_workers(

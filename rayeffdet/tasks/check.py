@@ -30,7 +30,7 @@ def run(context: Context) -> dict[str, Any]:
     storage.write_json(journal.path("report.json"), findings.to_dict())
     for text in findings.warnings:
         console.notice(text)
-    summary = f"{len(findings.problems)} errors, {len(findings.warnings)} warnings"
+    summary = f"errors: {len(findings.problems)}, warnings: {len(findings.warnings)}"
     console.say(f"check    {summary}; all of it is in {journal.path('report.json')}")
     journal.log(console.take_log())
     findings.raise_errors()

@@ -1,27 +1,18 @@
-"""The parts of a check that need working versions: spec, data, cluster, steps, plan."""
+"""The parts of a check that need working versions: spec, data, cluster, plan, a few steps."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from rayeffdet import storage
 from rayeffdet.console import duration
-from rayeffdet.data.doubts import (
-    box_doubts,
-    class_doubts,
-    crowding_doubts,
-    leak_doubts,
-    repeated_ids,
-    repeated_images,
-)
-from rayeffdet.data.inspect import BoxLimits
 from rayeffdet.data.order import records_at
-from rayeffdet.distributed.cluster import WorkerPlan
+from rayeffdet.distributed.cluster import Cluster, WorkerPlan
 from rayeffdet.distributed.trial import Trial, has_room, try_steps
+from rayeffdet.distributed.worker import TrainingJob
 from rayeffdet.errors import DataError
 from rayeffdet.spec.load import validate_for
 from rayeffdet.tasks.context import Context
 from rayeffdet.tasks.findings import Findings
-from rayeffdet.tasks.splits import Split, read_rows, read_split
+from rayeffdet.tasks.split_inspection import inspect_splits
+from rayeffdet.tasks.splits import Split, read_rows
 from rayeffdet.tasks.train import (
     check_batches,
     compare_with_earlier,
@@ -29,7 +20,7 @@ from rayeffdet.tasks.train import (
     say_plan,
     training_job,
 )
-from rayeffdet.train.build import build_epochs, build_shuffle, input_size
+from rayeffdet.train.build import build_epochs, build_shuffle
 from rayeffdet.train.checkpoint_index import CheckpointIndex
 from rayeffdet.train.versions import installed_versions
 
@@ -42,126 +33,39 @@ def inspect_run(context: Context, findings: Findings) -> None:
         validate_for(context.loaded, spec.tasks or ("train",))
     with findings.collect():
         compare_with_earlier(context, folder, resuming=done is not None)
-    splits = _inspect_data(context, findings)
+    splits = inspect_splits(context, findings)
     plan: WorkerPlan | None = None
     with findings.collect():
         plan = plan_training(context)
-        findings.warnings += _cluster_doubts(context, plan)
+        findings.warnings += _shortages(context.cluster, plan)
     if plan is None or len(splits) < 2:
         return
-    with findings.collect():
-        check_batches(spec, splits["train"].index, plan)
-        _inspect_training(context, findings, splits, plan)
-
-
-def _inspect_data(context: Context, findings: Findings) -> dict[str, Split]:
-    dataset, model = context.spec.dataset, context.spec.model
-    limits = BoxLimits(
-        size_hw=input_size(context.spec),
-        cell=2**model.min_level,
-        skip_crowd=dataset.skip_crowd_during_training,
-    )
-    splits: dict[str, Split] = {}
-    patterns = {"train": dataset.train_tfrecords, "val": dataset.val_tfrecords}
-    for name in patterns:
-        with findings.collect():
-            splits[name] = split = read_split(context, patterns[name], limits=limits)
-            findings.facts[name] = _say_split(context, name, split)
-            findings.warnings += split.warnings
-            findings.warnings += box_doubts(name, split.facts, limits=limits)
-            findings.warnings += repeated_images(name, split.facts)
-            if split.facts.broken:
-                raise DataError(*split.facts.broken)
-    with findings.collect():
-        if dataset.val_json_file and not storage.exists(dataset.val_json_file):
-            raise DataError(f"{dataset.val_json_file}: no such file (dataset.val_json_file)")
-    if "val" in splits:
-        evaluated = splits["val"].facts.ids[: context.spec.evaluate.num_samples]
-        with findings.collect():
-            if problems := repeated_ids("val", evaluated):
-                raise DataError(*problems)
-    if "train" in splits:
-        findings.warnings += crowding_doubts(
-            "train", splits["train"].facts, max_instances=dataset.max_instances_per_image
-        )
-    if len(splits) == 2:
-        findings.warnings += _doubts_of_both(context, splits)
-    return splits
-
-
-def _doubts_of_both(context: Context, splits: Mapping[str, Split]) -> list[str]:
     train, val = splits["train"], splits["val"]
-    num_classes = context.spec.dataset.num_classes
-    names = {i: f"class {i}" for i in range(1, num_classes)}
-    names |= train.index.class_names | val.index.class_names
-    return class_doubts(train.index, val.index, num_classes=num_classes, names=names) + leak_doubts(
-        train.facts, val.facts
-    )
+    with findings.collect():
+        check_batches(spec, train.index, plan)
+        job = training_job(spec, folder, train.index, val.index, plan)
+        findings.warnings += say_plan(context, job, done.epoch if done else spec.train.init_epoch)
+        _try_training(context, findings, job, train)
 
 
-def _say_split(context: Context, name: str, split: Split) -> dict[str, Any]:
-    index, numbers = split.index, split.facts.table["num_boxes"]
-    names = index.class_names
-    boxes = {names[i]: count for i, count in index.class_counts.items()}
-    facts = {
-        "num_images": index.num_records,
-        "num_boxes": index.num_boxes,
-        "boxes_per_class": boxes,
-        "num_images_without_boxes": int((numbers == 0).sum()),
-        "most_boxes_per_image": int(numbers.max(initial=0)),
-        "converted": not split.coco_sets,
-    }
-    source = (
-        f"not converted yet, read from {', '.join(split.coco_sets)}"
-        if split.coco_sets
-        else f"{len(index.shards)} shards"
-    )
-    context.console.rows(
-        [
-            (
-                name,
-                f"{index.num_records:,} images, {index.num_boxes:,} boxes"
-                f" ({', '.join(f'{name} {count:,}' for name, count in boxes.items())}),"
-                f" {facts['num_images_without_boxes']:,} images without boxes,"
-                f" at most {facts['most_boxes_per_image']} in one · {source}",
-            )
-        ]
-    )
-    return facts
+def _shortages(cluster: Cluster, plan: WorkerPlan) -> list[str]:
+    has = {"CPU": cluster.num_cpus, "GPU": cluster.num_gpus}
+    return [
+        f"{plan.num_workers} workers ask for {amount * plan.num_workers:g} {name}, the cluster has"
+        f" {has[name]:g} now: training waits until it has grown"
+        for name, amount in plan.resources.items()
+        if name in has and amount * plan.num_workers > has[name]
+    ]
 
 
-def _cluster_doubts(context: Context, plan: WorkerPlan) -> list[str]:
-    cluster, doubts = context.cluster, []
-    for name, has in (("CPU", cluster.num_cpus), ("GPU", cluster.num_gpus)):
-        asked = plan.resources.get(name, 0.0) * plan.num_workers
-        if asked > has:
-            doubts.append(
-                f"{plan.num_workers} workers ask for {asked:g} {name}, the cluster has {has:g} now:"
-                " training waits until it has grown"
-            )
-    results_dir = context.spec.results_dir
-    if cluster.num_nodes > 1 and not storage.is_uri(results_dir):
-        doubts.append(
-            f"results_dir {results_dir}: the cluster has {cluster.num_nodes} nodes, which must all"
-            " see this folder; a URI such as s3://bucket/run is seen by all"
-        )
-    return doubts
-
-
-def _inspect_training(
-    context: Context, findings: Findings, splits: Mapping[str, Split], plan: WorkerPlan
-) -> None:
-    spec, train = context.spec, splits["train"]
-    folder = spec.task_dir("train")
-    job = training_job(spec, folder, train.index, splits["val"].index, plan)
-    last = CheckpointIndex.read(folder).last
-    epochs = build_epochs(spec, num_records=train.index.num_records, num_workers=plan.num_workers)
-    findings.warnings += say_plan(context, job, last.epoch if last else spec.train.init_epoch)
+def _try_training(context: Context, findings: Findings, job: TrainingJob, train: Split) -> None:
+    spec, plan = context.spec, job.plan
     if not has_room(plan.resources):
         findings.warnings.append(
             f"no real step was taken: the cluster has no {plan.resources} free at present"
         )
         return
+    epochs = build_epochs(spec, num_records=train.index.num_records, num_workers=plan.num_workers)
     positions = epochs.share(0, 0, rank=0, world_size=plan.num_workers)
     records = records_at(positions, train.index.shard_sizes, build_shuffle(spec))
     rows = read_rows(train, records)
@@ -180,23 +84,17 @@ def _say_trial(context: Context, trial: Trial, batch_size: int, steps: int) -> d
     # A GPU computes while the CPU decodes; on a CPU the two share the cores.
     computing, decoding = trial.seconds_per_step, trial.seconds_per_batch
     seconds = computing + decoding if trial.device == "CPU" else max(computing, decoding)
-    gibibytes = trial.peak_bytes / 2**30
     of_total = f" of {trial.total_bytes / 2**30:.0f}" if trial.total_bytes else ""
     num_epochs, epoch = context.spec.train.num_epochs, seconds * steps
-    context.console.rows(
-        [
-            (
-                "step",
-                f"{computing:.3g} s for {batch_size} images a worker, {decoding:.2g} s to decode"
-                f" them · loss {trial.loss:.4g} · {gibibytes:.1f}{of_total} GiB on {trial.device}",
-            ),
-            (
-                "time",
-                f"about {duration(epoch)} an epoch, {duration(epoch * num_epochs)} for all"
-                f" {num_epochs}, without evaluation",
-            ),
-        ]
+    step_text = (
+        f"{computing:.3g} s for {batch_size} images a worker, {decoding:.2g} s to decode them ·"
+        f" loss {trial.loss:.4g} · {trial.peak_bytes / 2**30:.1f}{of_total} GiB on {trial.device}"
     )
+    time_text = (
+        f"about {duration(epoch)} an epoch, {duration(epoch * num_epochs)} for all {num_epochs},"
+        " without evaluation"
+    )
+    context.console.rows([("step", step_text), ("time", time_text)])
     return {
         "seconds_per_step": computing,
         "seconds_per_batch": decoding,

@@ -128,9 +128,9 @@ def _conversion_warnings(coco_set: CocoSet) -> list[str]:
         )
     entries, images = [w.text for w in coco_set.warnings], [w.text for w in seen]
     return [
-        f"{coco_set.annotations_file}: {len(texts):,} {what}: {some(texts)}"
+        f"{coco_set.annotations_file}: {what}: {len(texts):,}: {some(texts)}"
         for texts, what in (
-            (entries, "entries cannot be used"),
+            (entries, "entries that cannot be used"),
             (images, f"doubts about a sample of {count} images"),
         )
         if texts

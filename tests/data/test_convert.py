@@ -8,7 +8,6 @@ import fsspec
 import pytest
 from PIL import Image
 
-from rayeffdet.data.coco import read_coco
 from rayeffdet.data.convert import (
     build_manifest,
     build_warnings,

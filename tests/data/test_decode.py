@@ -20,9 +20,8 @@ def encode(image, file_format="PNG", **options):
 
 def picture(height=24, width=40):
     """Four plain quarters, so that every mirror and turn is told apart and JPEG changes little."""
-    quarters = np.array(
-        [[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 240]]], np.uint8
-    )
+    red, green, blue, white = (250, 10, 10), (10, 250, 10), (10, 10, 250), (240, 240, 240)
+    quarters = np.array([[red, green], [blue, white]], np.uint8)
     return Image.fromarray(quarters.repeat(height // 2, axis=0).repeat(width // 2, axis=1))
 
 
@@ -58,6 +57,7 @@ def test_a_turned_camera_gives_an_upright_picture(orientation, file_format):
     assert (image_size(encoded) == (40, 24)) == (orientation > 4)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", b"x"])
 def test_a_broken_exif_block_does_not_lose_the_picture(exif):
     encoded = encode(picture(), "JPEG", exif=exif)
@@ -131,6 +131,6 @@ def test_any_corruption_gives_a_picture_or_a_data_error(file_format, changes):
         encoded[position % len(encoded)] = value
     try:
         decoded = decode_image(bytes(encoded), where="a")
-        assert image_size(bytes(encoded)) == (decoded.height, decoded.width)
-    except DataError as error:
-        assert str(error).startswith("a: ")
+    except DataError:
+        return
+    assert image_size(bytes(encoded)) == (decoded.height, decoded.width)

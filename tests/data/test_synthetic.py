@@ -79,9 +79,9 @@ def test_no_shape_is_hidden_by_another(document):
                 assert shared <= 0.3 * min(areas[i], areas[j]) + 0.1
 
 
-def test_boxes_fit_the_drawn_shapes_to_a_pixel(folder, document):
+def test_boxes_fit_the_drawn_shapes(folder, document):
     """Shapes are saturated and backgrounds muted, so a lone shape can be found by its colour."""
-    checked = 0
+    errors = []
     for image in document["images"]:
         boxes_xyxy = boxes_of(document, image["id"])
         if len(boxes_xyxy) > 1:
@@ -90,9 +90,11 @@ def test_boxes_fit_the_drawn_shapes_to_a_pixel(folder, document):
         saturation = np.ptp(pixels, axis=2) / pixels.max(axis=2).clip(min=1)
         ys, xs = np.nonzero(saturation > 0.5)
         extent = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
-        np.testing.assert_allclose(extent, boxes_xyxy[0], atol=3)
-        checked += 1
-    assert checked >= 3
+        errors.append(extent - boxes_xyxy[0])
+    assert len(errors) >= 3
+    # Sharp tips lose their colour in the JPEG.
+    assert np.abs(errors).max() < 4
+    assert np.abs(np.median(errors, axis=0)).max() < 1.5
 
 
 def test_polygons_agree_with_boxes_and_areas(document):
