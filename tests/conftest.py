@@ -1,6 +1,7 @@
-"""Settings of every test, made before torch or ray are imported."""
+"""Settings of every test, made before torch or ray are imported, and what many tests share."""
 
 import os
+import shutil
 import tempfile
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -9,10 +10,57 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_TOKEN", "a-token-of-the-tests-only-0123456789")
 os.environ.pop("RAY_ADDRESS", None)
 # Paths of Ray's sockets must be short.
-os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray", dir="/tmp"))
+_RAY_FOLDER = tempfile.mkdtemp(prefix="ray", dir="/tmp")
+os.environ.setdefault("RAY_TMPDIR", _RAY_FOLDER)
 
+import pytest
 from hypothesis import settings
 
 # Laws are checked on loaded machines too, where any single example may take long.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+def pytest_unconfigure():
+    """Removes what the Rays of the tests have left."""
+    shutil.rmtree(_RAY_FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """The one Ray of this process, as a command starts it; it ends with the session."""
+    from rayeffdet.distributed.cluster import connected
+
+    with connected("local", debug=False) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """COCO sets ``train`` (32 images) and ``val`` (8 images) of drawn shapes, classes 1 to 5."""
+    from rayeffdet.data.synthetic import make_synthetic_set
+
+    folder = tmp_path_factory.mktemp("drawn")
+    for split, num_images in (("train", 32), ("val", 8)):
+        make_synthetic_set(str(folder), num_images=num_images, seed=1, split=split)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(drawn, tmp_path_factory):
+    """Folder with both drawn sets in shards: ``train`` in three, ``val`` in two."""
+    from rayeffdet.data.convert import convert_shard
+
+    folder = tmp_path_factory.mktemp("shards")
+    for split, num_shards in (("train", 3), ("val", 2)):
+        for shard in range(num_shards):
+            convert_shard(
+                annotations_file=str(drawn / "annotations" / f"instances_{split}.json"),
+                image_dir=str(drawn / split),
+                results_dir=str(folder),
+                tag=split,
+                shard=shard,
+                num_shards=num_shards,
+                include_masks=False,
+            )
+    return folder

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from rayeffdet.errors import UserError
+from rayeffdet.run import INTERRUPTED, TASKS
+
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "rayeffdet").rglob("*.py"))
 CODE = [*MODULES, *(ROOT / "examples").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 LONGEST_MODULE = 400
 LONGEST_FUNCTION = 80
@@ -113,8 +118,13 @@ def is_terminal(node: ast.AST) -> bool:
     return isinstance(node, ast.Name) and node.id == "print"
 
 
+def test_the_readme_names_every_task_and_every_exit_code():
+    codes = {kind.exit_code for kind in (UserError, *UserError.__subclasses__())} | {INTERRUPTED}
+    assert [task for task in TASKS if f"`{task}`" not in README] == []
+    assert [code for code in sorted(codes) if f"\n| {code} |" not in README] == []
+
+
 def test_files_that_the_readme_names_are_there():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"\b(?:specs|examples|tests|rayeffdet)/[\w./-]*\w", readme))
+    named = set(re.findall(r"\b(?:specs|examples|tests|rayeffdet)/[\w./-]*\w", README))
     assert named
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

@@ -2,26 +2,16 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from rayeffdet.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
 # What Pillow's readers raise on broken bytes, beside plain OSError.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 _ORIENTATION_TAG = 0x0112
 _TO_UPRIGHT = {
@@ -33,7 +23,7 @@ _TO_UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+_SWAPS_SIDES = frozenset(_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
 def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
@@ -51,12 +41,11 @@ def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
     """
     try:
         image = _open(encoded)
-        orientation = _orientation(image)
-        image.load()
+        turn = _turn_to_upright(image)
         rgb = _to_rgb(image)
     except _BROKEN as error:
         raise _unreadable(where, error) from error
-    return rgb.transpose(_TO_UPRIGHT[orientation]) if orientation in _TO_UPRIGHT else rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def image_size(encoded: bytes | memoryview, *, where: str = "image") -> tuple[int, int]:
@@ -72,24 +61,24 @@ def image_size(encoded: bytes | memoryview, *, where: str = "image") -> tuple[in
     try:
         image = _open(encoded)
         width, height = image.size
-        swapped = _orientation(image) in _SWAPS_SIDES
+        swapped = _turn_to_upright(image) in _SWAPS_SIDES
     except _BROKEN as error:
         raise _unreadable(where, error) from error
     return (width, height) if swapped else (height, width)
 
 
 def _open(encoded: bytes | memoryview) -> Image.Image:
-    return Image.open(io.BytesIO(encoded), formats=FORMATS)
+    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
 
 
-def _orientation(image: Image.Image) -> int:
+def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
     # Only EXIF that precedes the pixels counts, so that decode_image and image_size agree.
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))
-        return int(exif.get(_ORIENTATION_TAG, 1))
-    except (*_BROKEN, TypeError, KeyError):
-        return 1  # A broken EXIF block does not make the picture unreadable.
+        return _TO_UPRIGHT.get(exif.get(_ORIENTATION_TAG, 1))
+    except _BROKEN:
+        return None  # A broken EXIF block does not make the picture unreadable.
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import numpy as np
 from rayeffdet.data.index import RecordIndex
 from rayeffdet.data.inspect import BoxLimits, ImageFacts
 
-# Ids that a sentence names; the report of check lists them all.
+# Names that a sentence lists.
 SHOWN = 5
 # A share of images without boxes, or of hardly visible boxes, that is worth a word.
 MUCH = 0.2

@@ -11,6 +11,9 @@ from rayeffdet.data.example import decode_example
 from rayeffdet.data.tfrecord import iterate_records
 from rayeffdet.errors import DataError
 
+# One wrong dataset.num_classes is a problem of every shard.
+SHOWN_PROBLEMS = 20
+
 
 @dataclass(frozen=True)
 class ShardIndex:
@@ -142,9 +145,12 @@ def join_shards(shards: Sequence[ShardIndex]) -> RecordIndex:
     """Returns the index of a split.
 
     Raises:
-        DataError: All problems of all shards, or a split without records.
+        DataError: The problems of the shards, the first of very many, or a split without records.
     """
     problems = [problem for shard in shards for problem in shard.problems]
+    if len(problems) > SHOWN_PROBLEMS:
+        rest = len(problems) - SHOWN_PROBLEMS
+        problems[SHOWN_PROBLEMS:] = [f"and {rest} more problems like these in {len(shards)} shards"]
     if problems:
         raise DataError(*problems)
     index = RecordIndex(tuple(shards))

@@ -92,8 +92,6 @@ def connected(
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     is_local = address in (None, "local")
-    if not debug:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     level = logging.INFO if debug else logging.ERROR
     options: dict[str, Any] = {"log_to_driver": debug, "logging_level": level}
     if is_local:

@@ -14,6 +14,7 @@ import ray.data
 from ray.data import DataContext, Datasource, ExecutionResources
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
+from ray.exceptions import RayError
 
 from rayeffdet.data.block import examples_to_table, table_to_examples
 from rayeffdet.data.example import decode_example
@@ -21,6 +22,7 @@ from rayeffdet.data.index import RecordIndex
 from rayeffdet.data.loader import Row
 from rayeffdet.data.order import Shuffle, records_at
 from rayeffdet.data.tfrecord import read_records
+from rayeffdet.distributed.failures import user_error_in
 
 # Small blocks start the first batch early; large ones make Ray's cost per block small. Between 64
 # and 256 records of 100 kB the rate is flat.
@@ -87,15 +89,21 @@ def stream_rows(
     dataset = ray.data.read_datasource(
         RecordSource(blocks), override_num_blocks=len(blocks), num_cpus=READ_CPUS
     )
-    tables = dataset.iter_batches(
-        batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS
-    )
-    rows = (row for table in tables for row in table_to_examples(table))
+    rows = (row for table in _tables(dataset) for row in table_to_examples(table))
     for share in shares:
         batch = [row for _, row in zip(share, rows, strict=False)]
         got = [position for _, position, _ in batch]
         assert got == list(share), f"records out of order: asked {share}, got {got}"
         yield batch
+
+
+def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    try:
+        yield from dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=PREFETCH_BLOCKS
+        )
+    except RayError as error:
+        raise (user_error_in(error) or error) from None
 
 
 def _places(index: RecordIndex, positions: Sequence[int], shuffle: Shuffle) -> list[Place]:

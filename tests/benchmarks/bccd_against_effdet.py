@@ -131,12 +131,10 @@ def effdet_targets(batch: Batch) -> dict[str, list[torch.Tensor]]:
     kept = [labels >= 0 for labels in batch.labels_BG]
     return {
         "bbox": [
-            boxes[keep][:, [1, 0, 3, 2]]
-            for boxes, keep in zip(batch.boxes_BG4, kept, strict=True)
+            boxes[keep][:, [1, 0, 3, 2]] for boxes, keep in zip(batch.boxes_BG4, kept, strict=True)
         ],
         "cls": [
-            (labels[keep] + 1).float()
-            for labels, keep in zip(batch.labels_BG, kept, strict=True)
+            (labels[keep] + 1).float() for labels, keep in zip(batch.labels_BG, kept, strict=True)
         ],
     }
 

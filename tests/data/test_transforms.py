@@ -197,13 +197,19 @@ def test_the_scale_maps_boxes_back_to_the_picture(height, width, side):
     assert (np.abs(lost_xyxy) < sample.scale + 1e-3).all()
 
 
-@random_pictures
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 700))
-def test_the_longer_side_fills_the_input_to_the_last_pixel(height, width, side):
-    white = Image.new("L", (width, height), 255).convert("RGB")
-    longer = letterbox(white, height=side, width=side).image_HW3
-    edge = longer[0, -1] if width >= height else longer[-1, 0]
-    assert edge.tolist() == [255, 255, 255]
+@pytest.mark.parametrize("side", [64, 107, 128, 512])
+def test_the_longer_side_fills_the_input_to_the_last_pixel(side):
+    for longer in range(1, 400):
+        wide = letterbox(Image.new("RGB", (longer, 1), RED), height=1, width=side)
+        assert longer < side or wide.image_HW3[0, -1].tolist() == list(RED)
+        wide = letterbox(Image.new("RGB", (longer, 1), RED), height=side, width=side)
+        assert wide.image_HW3[0, -1].tolist() == list(RED)
+
+
+@pytest.mark.parametrize(("height", "rows"), [(33, 42), (34, 43), (100, 128)])
+def test_the_shorter_side_is_cut_to_whole_pixels(height, rows):
+    sample = letterbox(Image.new("RGB", (100, height), RED), height=128, width=128)
+    assert (sample.image_HW3[:, 0] == RED).all(axis=1).sum() == rows
 
 
 def test_shrinking_averages_and_does_not_skip_pixels():
