@@ -30,14 +30,18 @@ class _Watch(UserCallback):
     It runs in Ray's controller, where an exception of a callback is not retried.
     """
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, *, max_failures: int) -> None:
         self._mailbox = mailbox
+        self._restarts_left = max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             mistake = user_error_in(error)
             if mistake is not None:
                 raise mistake
+        if self._restarts_left == 0:
+            return  # The error of the run tells of this one.
+        self._restarts_left -= 1
         rank, error = next(iter(worker_exceptions.items()))
         last_line = str(error).strip().splitlines()[-1:]
         self._mailbox.put.remote({"kind": "failure", "rank": rank, "text": "".join(last_line)})
@@ -65,7 +69,8 @@ def run_training(
         KeyboardInterrupt: The user stopped the run.
     """
     plan = job.plan
-    scratch = storage.join(storage_path or job.folder, ".ray")
+    # A fresh folder each time: going on is a matter of our own checkpoints.
+    scratch = storage.join(storage_path or job.folder, f".ray-{uuid.uuid4().hex[:8]}")
     with Listener(on_event) as listener:
         trainer = TorchTrainer(
             train_worker,
@@ -79,13 +84,12 @@ def run_training(
                 resources_per_worker=plan.resources,
             ),
             run_config=RunConfig(
-                # A fresh name each time: going on is a matter of our own checkpoints.
-                name=f"run-{uuid.uuid4().hex[:8]}",
+                name="run",
                 storage_path=scratch,
                 failure_config=FailureConfig(
                     max_failures=max_failures, controller_failure_limit=START_ATTEMPTS
                 ),
-                callbacks=[_Watch(listener.mailbox)],
+                callbacks=[_Watch(listener.mailbox, max_failures=max_failures)],
                 worker_runtime_env={"env_vars": OPENMP},
             ),
         )

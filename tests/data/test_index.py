@@ -64,6 +64,7 @@ def test_a_shard_is_counted_and_its_classes_are_named(folder):
     assert (len(shard.offsets), shard.most_boxes, shard.problems) == (2, 3, ())
     assert shard.class_counts == {1: 2, 2: 1}
     assert shard.class_names == {1: "disc", 2: "square"}
+    assert index_shard(str(folder / "c.tfrecord"), num_classes=4).most_boxes == 1
 
 
 def test_a_split_adds_up_its_shards(folder):
