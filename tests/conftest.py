@@ -13,8 +13,8 @@ os.environ.pop("RAY_ADDRESS", None)
 _RAY_FOLDER = tempfile.mkdtemp(prefix="ray", dir="/tmp")
 os.environ.setdefault("RAY_TMPDIR", _RAY_FOLDER)
 
-import pytest
-from hypothesis import settings
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # Laws are checked on loaded machines too, where any single example may take long.
 settings.register_profile("unhurried", deadline=None)
@@ -33,6 +33,14 @@ def local_ray():
 
     with connected("local", debug=False) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def ray_address(local_ray):
+    """Where other processes find that Ray, as they would find a cluster."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ class Trainee:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses of one worker's share of a step, before the update; ``box_loss`` is unweighted."""
+    """Losses of the global batch before the update; ``box_loss`` is unweighted."""
 
     loss: float
     cls_loss: float
@@ -134,10 +134,11 @@ def train_step(
     trainee.scaler.scale(total).backward()
     trainee.scaler.unscale_(trainee.optimizer)
     gradient_norm = clip_gradients_(trainee.network.parameters(), settings.clip_norm)
+    own = torch.stack([total.detach(), losses.cls, losses.box, losses.iou, gradient_norm])
     # The one synchronisation of host and device in a step: the update must not happen on a fault.
-    numbers = torch.stack([total.detach(), losses.cls, losses.box, losses.iou, gradient_norm])
-    result = StepResult(*numbers.tolist())
-    _check_finite(result, batch, step, check_gradient=not trainee.scaler.is_enabled())
+    result = StepResult(*_mean_over_workers(own, world).tolist())
+    if not _is_finite(result, check_gradient=not trainee.scaler.is_enabled()):
+        raise _not_finite(result, step, _suspects(own[:4], batch, world))
 
     trainee.scaler.step(trainee.optimizer)
     trainee.scaler.update()
@@ -155,16 +156,37 @@ def _positives_per_worker(num_positives: Tensor, world: World) -> Tensor:
     return (num_positives + 1) / world.size
 
 
-def _check_finite(result: StepResult, batch: Batch, step: int, *, check_gradient: bool) -> None:
-    own = all(map(math.isfinite, (result.loss, result.cls_loss, result.box_loss, result.iou_loss)))
-    if own and (math.isfinite(result.gradient_norm) or not check_gradient):
-        return
+def _mean_over_workers(numbers: Tensor, world: World) -> Tensor:
+    if world.size == 1:
+        return numbers
+    mean = numbers / world.size
+    dist.all_reduce(mean)
+    return mean
+
+
+def _is_finite(result: StepResult, *, check_gradient: bool) -> bool:
+    losses = (result.loss, result.cls_loss, result.box_loss, result.iou_loss)
+    return all(map(math.isfinite, losses)) and (
+        math.isfinite(result.gradient_norm) or not check_gradient
+    )
+
+
+def _suspects(own_losses: Tensor, batch: Batch, world: World) -> list[str]:
+    """Returns the images of the workers whose loss is not finite; of all if only a gradient is."""
+    mine = (bool(own_losses.isfinite().all()), batch.source_ids)
+    shares = [mine] * world.size
+    if world.size > 1:
+        dist.all_gather_object(shares, mine)
+    found = [ids for is_finite, ids in shares if not is_finite] or [ids for _, ids in shares]
+    return [one for ids in found for one in ids]
+
+
+def _not_finite(result: StepResult, step: int, source_ids: list[str]) -> RunError:
     found = (
         f"loss {result.loss:g} (class {result.cls_loss:g}, box {result.box_loss:g}),"
         f" gradient norm {result.gradient_norm:g}"
     )
-    ids = ", ".join(batch.source_ids)
-    raise RunError(
-        f"step {step + 1}: not finite: {found}; images {ids}; the weights of the last checkpoint"
-        " are intact: lower train.lr_schedule.learning_rate or look at these images"
+    return RunError(
+        f"step {step + 1}: not finite: {found}; images {', '.join(source_ids)}; the weights of the"
+        " last checkpoint are intact: lower train.lr_schedule.learning_rate or look at these images"
     )

@@ -32,7 +32,9 @@ def test_an_error_of_the_block_itself_comes_first():
     def refuse(event):
         raise OSError("no room")
 
-    listener = Listener(refuse)
-    with pytest.raises(KeyboardInterrupt), listener:
+    def interrupted(listener):
         ray.get(listener.mailbox.put.remote({"kind": "epoch"}))
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Listener(refuse) as listener:
+        interrupted(listener)

@@ -1,11 +1,11 @@
 """What a failure of a training worker means, on real worker groups."""
 
+import math
 import os
 import signal
 
 import pytest
-import torch
-
+from checkpoints import save_fresh
 from processes import training_workers
 
 from rayeffdet.data.index import index_shard, join_shards
@@ -13,10 +13,7 @@ from rayeffdet.distributed.cluster import plan_workers
 from rayeffdet.distributed.trainer import run_training
 from rayeffdet.distributed.worker import TrainingJob
 from rayeffdet.errors import CheckpointError, RunError
-from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.spec.root import Spec
-from rayeffdet.train.build import build_architecture
-from rayeffdet.train.checkpoint import Checkpoint, save_checkpoint
 
 SPEC = {
     "dataset": {"num_classes": 6},
@@ -54,23 +51,8 @@ def train(local_ray, shards, tmp_path):
 @pytest.fixture(scope="module")
 def broken_weights(tmp_path_factory):
     """A checkpoint that loads well and whose loss is not a number."""
-    spec = Spec.from_dict(SPEC)
-    network = EfficientDet(build_architecture(spec))
-    with torch.no_grad():
-        next(network.parameters()).fill_(torch.nan)
-    path = str(tmp_path_factory.mktemp("weights") / "broken.tlt")
-    checkpoint = Checkpoint(
-        architecture=network.architecture.to_dict(),
-        class_names={1: "disc"},
-        input_size=(96, 96),
-        normalisation={},
-        spec=spec.public_dict(),
-        epoch=1,
-        step=1,
-        model=network.state_dict(),
-    )
-    save_checkpoint(path, checkpoint)
-    return path
+    path = tmp_path_factory.mktemp("weights") / "broken.tlt"
+    return save_fresh(path, SPEC, stem_weight=math.nan)
 
 
 def kinds(events):
@@ -85,7 +67,10 @@ def test_a_users_mistake_in_a_worker_ends_the_run_at_the_first_attempt(
     with pytest.raises(RunError) as caught:
         train(events, num_workers=num_workers, checkpoint=broken_weights)
     assert type(caught.value) is RunError
-    assert caught.value.problems[0].startswith("step 1: not finite: loss nan")
+    (problem,) = caught.value.problems
+    assert problem.startswith("step 1: not finite: loss nan")
+    images = problem.partition("images ")[2].partition(";")[0].split(", ")
+    assert len(set(images)) == 4 * num_workers
     # Each attempt tells what it starts from.
     assert kinds(events).count("notice") == 1
     assert "failure" not in kinds(events)

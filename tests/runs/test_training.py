@@ -132,10 +132,10 @@ def test_inference_says_which_image_it_left_out(straight, pictures):
     assert f"{pictures}/broken.jpg: " in said[0]
 
 
-def test_a_finished_run_says_so_and_does_nothing(straight):
+def test_a_finished_run_says_so_and_does_nothing(straight, ray_address):
     folder = straight.results / "train"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-    done = rayeffdet(straight.spec, "train", "--json")
+    done = rayeffdet(straight.spec, "train", "--json", f"ray.address={ray_address}")
     assert done.code == 0
     assert any(
         line.startswith("train    already finished: epoch 6 of 6 is in") for line in done.err
@@ -145,8 +145,8 @@ def test_a_finished_run_says_so_and_does_nothing(straight):
     assert before == after
 
 
-def test_quiet_says_nothing_when_all_is_well(straight):
-    done = rayeffdet(straight.spec, "train", "--quiet")
+def test_quiet_says_nothing_when_all_is_well(straight, ray_address):
+    done = rayeffdet(straight.spec, "train", "--quiet", f"ray.address={ray_address}")
     assert (done.code, done.out, done.err) == (0, [], [])
 
 
@@ -155,7 +155,7 @@ def test_ctrl_c_says_how_to_go_on_without_a_trace(interrupted):
     assert first.done.code == 130
     assert first.done.err[-1] == "interrupted; run the same command again to go on"
     assert [line for line in first.done.err[:-1] if not OUR_LINES.match(line)] == []
-    assert [entry["epoch"] for entry in listed["checkpoints"]][0] == 2
+    assert listed["checkpoints"][0]["epoch"] == 2
     assert [line["status"] for line in statuses_of(first, "train")].count("FAILURE") == 1
 
 
