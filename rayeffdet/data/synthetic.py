@@ -23,6 +23,8 @@ _MAX_SHAPES = 6
 _MIN_SHARE, _MAX_SHARE = 0.18, 0.55  # of the shorter side of the picture
 _MAX_COVERED = 0.3  # of the smaller box, so that every shape stays recognisable
 _PLACEMENT_TRIES = 30
+# Colour tells most classes apart too, so that a few hundred steps are enough to learn them.
+_HUE_SPREAD = 0.07
 _SUPERSAMPLING = 4
 _ROUND_CORNERS = 64
 
@@ -172,7 +174,9 @@ def _background(rng: np.random.Generator, *, height: int, width: int) -> _Floats
     turn = rng.uniform(0, 2 * math.pi)
     along_HW = x_HW * math.cos(turn) + y_HW * math.sin(turn)
     mix_HW1: _Floats = ((along_HW - along_HW.min()) / np.ptp(along_HW))[..., None]
-    first, second = (_colour(rng, saturation=(0.0, 0.3), value=(0.25, 0.9)) for _ in range(2))
+    first, second = (
+        _colour(rng, hue=(0, 1), saturation=(0.0, 0.3), value=(0.25, 0.9)) for _ in range(2)
+    )
     light_HW = rng.normal(1, 0.025, (height, width))
     for cells, strength in ((3, 0.16), (9, 0.10), (40, 0.06)):
         noise = Image.fromarray(rng.uniform(-1, 1, (cells, cells)).astype(np.float32))
@@ -195,7 +199,10 @@ def _paint(canvas_HW3: _Floats, shape: _Shape, rng: np.random.Generator) -> None
     shadow.paste(mask, (round(0.04 * size), round(0.05 * size)))
     shadow = shadow.filter(ImageFilter.GaussianBlur(0.04 * size))
     patch *= 1 - 0.45 * np.asarray(shadow)[..., None] / 255
-    colour = _colour(rng, saturation=(0.65, 1.0), value=(0.65, 1.0))
+    hue = shape.class_index / len(CLASS_NAMES)
+    colour = _colour(
+        rng, hue=(hue - _HUE_SPREAD, hue + _HUE_SPREAD), saturation=(0.65, 1.0), value=(0.65, 1.0)
+    )
     y_HW, x_HW = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     shade_HW1 = (1.12 - 0.2 * (x_HW + y_HW))[..., None]
     opacity_HW1 = np.asarray(mask)[..., None] / 255
@@ -213,11 +220,14 @@ def _mask(loops_xy: _Floats, *, height: int, width: int) -> Image.Image:
 
 
 def _colour(
-    rng: np.random.Generator, *, saturation: tuple[float, float], value: tuple[float, float]
+    rng: np.random.Generator,
+    *,
+    hue: tuple[float, float],
+    saturation: tuple[float, float],
+    value: tuple[float, float],
 ) -> _Floats:
-    return np.array(
-        colorsys.hsv_to_rgb(rng.uniform(), rng.uniform(*saturation), rng.uniform(*value))
-    )
+    ranges = (hue, saturation, value)
+    return np.array(colorsys.hsv_to_rgb(*(rng.uniform(*limits) for limits in ranges)))
 
 
 def _write(path: Path, encoded: bytes) -> None:

@@ -3,11 +3,11 @@
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import fsspec
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
@@ -15,6 +15,7 @@ from rayeffdet import storage
 from rayeffdet.distributed.cluster import OPENMP
 from rayeffdet.distributed.events import Event, Listener
 from rayeffdet.distributed.failures import user_error_in
+from rayeffdet.distributed.watch import Watch
 from rayeffdet.distributed.worker import TrainingJob, train_worker
 from rayeffdet.errors import ClusterError, RunError
 
@@ -22,29 +23,6 @@ from rayeffdet.errors import ClusterError, RunError
 COLLECTIVE_TIMEOUT_S = 600
 START_TIMEOUT_S = 300
 START_ATTEMPTS = 3
-
-
-class _Watch(UserCallback):
-    """Tells the driver of failures, and ends the run at once when a restart cannot mend one.
-
-    It runs in Ray's controller, where an exception of a callback is not retried.
-    """
-
-    def __init__(self, mailbox: Any, *, max_failures: int) -> None:
-        self._mailbox = mailbox
-        self._restarts_left = max_failures
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        for error in worker_exceptions.values():
-            mistake = user_error_in(error)
-            if mistake is not None:
-                raise mistake
-        if self._restarts_left == 0:
-            return  # The error of the run tells of this one.
-        self._restarts_left -= 1
-        rank, error = next(iter(worker_exceptions.items()))
-        last_line = str(error).strip().splitlines()[-1:]
-        self._mailbox.put.remote({"kind": "failure", "rank": rank, "text": "".join(last_line)})
 
 
 def run_training(
@@ -73,8 +51,9 @@ def run_training(
     scratch = storage.join(storage_path or job.folder, f".ray-{uuid.uuid4().hex[:8]}")
     with Listener(on_event) as listener:
         trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job, "mailbox": listener.mailbox},
+            # A partial, not train_loop_config: that one is read by the controller, which would
+            # import all of training before a worker can start.
+            partial(train_worker, job, listener.mailbox),
             torch_config=TorchConfig(
                 backend="nccl" if plan.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
             ),
@@ -89,7 +68,7 @@ def run_training(
                 failure_config=FailureConfig(
                     max_failures=max_failures, controller_failure_limit=START_ATTEMPTS
                 ),
-                callbacks=[_Watch(listener.mailbox, max_failures=max_failures)],
+                callbacks=[Watch(listener.mailbox, max_failures=max_failures)],
                 worker_runtime_env={"env_vars": OPENMP},
             ),
         )

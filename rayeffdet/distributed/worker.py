@@ -67,13 +67,12 @@ class TrainingJob:
     plan: WorkerPlan
 
 
-def train_worker(config: dict[str, Any]) -> None:
+def train_worker(job: TrainingJob, mailbox: Any) -> None:
     """Trains to the last epoch; rank 0 tells the mailbox what happens.
 
     Raises:
         UserError: What the user can mend: a record, a checkpoint, a loss that is not finite.
     """
-    job: TrainingJob = config["job"]
     spec = Spec.from_dict(job.spec)
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
@@ -82,7 +81,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     def tell(kind: str, **event: Any) -> None:
         if world.rank == 0:
-            config["mailbox"].put.remote({"kind": kind, **event})
+            mailbox.put.remote({"kind": kind, **event})
 
     # ---- network, optimizer, average
     trainee, first_epoch = initial_state(job, spec, world, tell)

@@ -59,7 +59,7 @@ def kinds(events):
     return [event["kind"] for event in events]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_users_mistake_in_a_worker_ends_the_run_at_the_first_attempt(
     train, broken_weights, num_workers, tmp_path
 ):

@@ -157,6 +157,7 @@ def test_ctrl_c_says_how_to_go_on_without_a_trace(interrupted):
     assert [line for line in first.done.err[:-1] if not OUR_LINES.match(line)] == []
     assert listed["checkpoints"][0]["epoch"] == 2
     assert [line["status"] for line in statuses_of(first, "train")].count("FAILURE") == 1
+    assert list((first.results / "train").glob(".ray*")) == []
 
 
 def test_the_same_command_goes_on_after_the_last_checkpoint(interrupted):
