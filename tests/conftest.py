@@ -4,8 +4,7 @@ import os
 import shutil
 import tempfile
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_TOKEN", "a-token-of-the-tests-only-0123456789")
 os.environ.pop("RAY_ADDRESS", None)
