@@ -155,7 +155,8 @@ def dump_value(value: Any) -> str:
         value, Dumper=_Dumper, default_flow_style=True, width=2**20, sort_keys=False,
         allow_unicode=True,
     )  # fmt: skip
-    return str(text).removesuffix("...\n").strip()
+    # Not every white space: YAML writes a non-breaking space as it is.
+    return str(text).removesuffix("...\n").strip(" \n")
 
 
 def _compose(content: bytes, *, source: str) -> tuple[yaml.Node | None, _Loader]:

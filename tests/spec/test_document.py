@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rayeffdet.errors import SpecError
@@ -24,6 +24,7 @@ def read(text: str) -> Document:
 
 @settings(deadline=None)
 @given(PLAIN)
+@example("\xa0")
 def test_a_dumped_value_reads_back_as_itself_on_one_line(value):
     text = dump_value(value)
     assert "\n" not in text

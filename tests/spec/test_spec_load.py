@@ -179,7 +179,7 @@ def test_problems_of_the_command_line_come_last(tmp_path, monkeypatch):
     with pytest.raises(SpecError) as caught:
         load_spec("spec.yaml", ["train.qat=3"])
     assert caught.value.problems == (
-        "spec.yaml:1: train.amp: 3 is not true or false",
+        "spec.yaml:1: train.amp: 3 is not one of true, false, bf16, fp16",
         "command line: train.qat: 3 is not true or false",
     )
 
@@ -250,7 +250,7 @@ def test_sampled_values_are_checked_like_the_spec():
     with pytest.raises(SpecError) as caught:
         with_values(Spec(), {"train.num_epochs": 2, "train.amp": 3}, where="trial 3")
     assert caught.value.problems == (
-        "trial 3: train.amp: 3 is not true or false",
+        "trial 3: train.amp: 3 is not one of true, false, bf16, fp16",
         "trial 3: train.num_epochs: train.lr_schedule.warmup_epoch is 5 but train.num_epochs is"
         " 2: the warm-up does not end within the run",
     )
