@@ -1,8 +1,10 @@
-"""Checkpoint files of a small fresh network, without training one."""
+"""Checkpoints of small fresh networks, without training one, and weights as effdet names them."""
 
 import torch
+from torch import Tensor
 
 from rayeffdet.model.efficientdet import EfficientDet
+from rayeffdet.model.weight_names import effdet_names
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import build_architecture, input_size
 from rayeffdet.train.checkpoint import Checkpoint, save_checkpoint
@@ -30,3 +32,20 @@ def save_fresh(path, fields, *, encryption_key="", stem_weight=None):
     )
     save_checkpoint(str(path), checkpoint, encryption_key=encryption_key)
     return str(path)
+
+
+def renamed(network: EfficientDet, names: dict[str, str]) -> dict[str, Tensor]:
+    """Returns the network's tensors under other names; those without one are left out."""
+    result: dict[str, Tensor] = {}
+    for key, tensor in network.state_dict().items():
+        module, _, leaf = key.rpartition(".")
+        if key in names:
+            result[names[key]] = tensor
+        elif module in names:
+            result[f"{names[module]}.{leaf}"] = tensor
+    return result
+
+
+def as_effdet(network: EfficientDet) -> dict[str, Tensor]:
+    """Returns the whole network's tensors as effdet names them."""
+    return renamed(network, effdet_names(network.architecture))

@@ -61,6 +61,7 @@ SPEC = with_values(
         "model.input_width": 192,
         "model.input_height": 128,
         "train.batch_size": 1,
+        "encryption_key": "a passphrase",
     },
     where="tour",
 )
@@ -250,13 +251,13 @@ def from_the_trainee_to_a_checkpoint(trainee, path):
         optimizer=optimizer,
         optimizer_meta=optimizer_meta,
     )
-    save_checkpoint(path, checkpoint, encryption_key="a passphrase")
+    save_checkpoint(path, checkpoint, encryption_key=SPEC.encryption_key)
     return path
 
 
 def from_the_checkpoint_to_metrics(path, row):
-    # train/detector: evaluation and inference need nothing but the file.
-    detector = load_detector(path, encryption_key="a passphrase", device=WORLD.device)
+    # train/detector: evaluation and inference need nothing but the file and its key.
+    detector = load_detector(path, spec=SPEC, device=WORLD.device)
     assert (detector.input_size, detector.class_names) == (input_size(SPEC), CLASS_NAMES)
 
     def batches():

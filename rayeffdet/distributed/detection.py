@@ -15,6 +15,7 @@ from rayeffdet.distributed.scatter import scatter
 from rayeffdet.errors import DataError
 from rayeffdet.evaluate.detect import ImageDetections, PostprocessSettings, detect
 from rayeffdet.evaluate.results import Part, part_of
+from rayeffdet.spec.root import Spec
 from rayeffdet.train.detector import Detector, device_here, load_detector
 
 # A task is worth starting for this many images; loading a detector costs about as much as ten.
@@ -27,7 +28,7 @@ def detect_records(
     num_images: int,
     *,
     checkpoint: str,
-    encryption_key: str,
+    spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
     num_gpus: float,
@@ -35,6 +36,7 @@ def detect_records(
     """Yields what tasks found in the first ``num_images`` records, each image in one part.
 
     Parts come as they are finished; which record is where depends on nothing but the numbers.
+    The spec serves ``load_detector``.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -45,7 +47,7 @@ def detect_records(
         {
             "places": index.locate(range(start, min(start + IMAGES_PER_TASK, num_images))),
             "checkpoint": checkpoint,
-            "encryption_key": encryption_key,
+            "spec": spec,
             "batch_size": batch_size,
             "settings": settings,
         }
@@ -58,11 +60,11 @@ def detect_records(
 def _detect_places(
     places: Sequence[tuple[str, int]],
     checkpoint: str,
-    encryption_key: str,
+    spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
 ) -> Part:
-    detector = _detector(checkpoint, encryption_key)
+    detector = _detector(checkpoint, spec.model_dump_json())
     rows: list[Row] = []
     for path, offset in places:
         where = f"{path}: offset {offset}"
@@ -75,19 +77,19 @@ def detect_files(
     paths: Sequence[str],
     *,
     checkpoint: str,
-    encryption_key: str,
+    spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
 ) -> tuple[list[ImageDetections], dict[int, str], list[str]]:
     """Returns detections of image files in their order, the class names, and what was left out.
 
     An image that cannot be read is left out with a sentence; ids are the paths. To be run as a
-    task for a part of the files.
+    task for a part of the files. The spec serves ``load_detector``.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
     """
-    detector = _detector(checkpoint, encryption_key)
+    detector = _detector(checkpoint, spec.model_dump_json())
     rows: list[Row] = []
     problems: list[str] = []
     for number, path in enumerate(paths):
@@ -131,6 +133,7 @@ def _detect_rows(
 
 
 @lru_cache(maxsize=1)
-def _detector(checkpoint: str, encryption_key: str) -> Detector:
+def _detector(checkpoint: str, spec_json: str) -> Detector:
     # A worker process runs many tasks of one evaluation.
-    return load_detector(checkpoint, encryption_key=encryption_key, device=device_here())
+    spec = Spec.model_validate_json(spec_json)
+    return load_detector(checkpoint, spec=spec, device=device_here())

@@ -41,7 +41,8 @@ class EvaluateSection(Section):
     """COCO evaluation, during training and by itself."""
 
     checkpoint: Text = ""
-    """Checkpoint to evaluate; empty: the best of the task before, in the same results_dir."""
+    """Checkpoint to evaluate, or a whole effdet detector (.pth, .safetensors) of the spec's model
+    section; empty: the best of the task before, in the same results_dir."""
 
     trt_engine: Text = ""
     """Kept from TAO Deploy; TensorRT engines are not evaluated."""
@@ -148,7 +149,8 @@ class InferenceSection(Section):
     """Detection on a folder of images."""
 
     checkpoint: Text = ""
-    """Checkpoint or .onnx file; empty: the best of the task before, in the same results_dir."""
+    """Checkpoint, .onnx file, or a whole effdet detector (.pth, .safetensors) of the spec's model
+    section; empty: the best of the task before, in the same results_dir."""
 
     trt_engine: Text = ""
     """Kept from TAO Deploy; TensorRT engines are not run."""

@@ -32,7 +32,7 @@ def run(context: Context) -> dict[str, Any]:
             index,
             num_images,
             checkpoint=checkpoint,
-            encryption_key=spec.encryption_key,
+            spec=spec,
             batch_size=spec.evaluate.batch_size,
             settings=build_postprocess(spec),
             num_gpus=context.gpus_per_task,

@@ -14,6 +14,7 @@ from rayeffdet.errors import DataError
 from rayeffdet.evaluate.detect import ImageDetections, PostprocessSettings
 from rayeffdet.evaluate.draw import draw_detections, kitti_lines
 from rayeffdet.evaluate.label_map import read_label_map
+from rayeffdet.spec.root import Spec
 from rayeffdet.tasks.context import Context
 
 ENDINGS = (".jpg", ".jpeg", ".png")
@@ -48,7 +49,7 @@ def run(context: Context) -> dict[str, Any]:
             "dump_label": inference.dump_label,
             "given_names": given_names,
             "checkpoint": checkpoint,
-            "encryption_key": spec.encryption_key,
+            "spec": spec,
             "batch_size": inference.batch_size,
             "settings": settings,
         }
@@ -102,7 +103,7 @@ def infer_files(
     dump_label: bool,
     given_names: dict[int, str],
     checkpoint: str,
-    encryption_key: str,
+    spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
 ) -> tuple[list[dict[str, Any]], list[str]]:
@@ -110,7 +111,7 @@ def infer_files(
     found, names, problems = detect_files(
         paths,
         checkpoint=checkpoint,
-        encryption_key=encryption_key,
+        spec=spec,
         batch_size=batch_size,
         settings=settings,
     )

@@ -13,6 +13,7 @@ from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import build_architecture
 from rayeffdet.train.checkpoint import Checkpoint, is_state_dict, load_checkpoint
 from rayeffdet.train.checkpoint_index import CheckpointIndex
+from rayeffdet.train.detector import load_whole_network
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ def starting_point(spec: Spec, folder: str) -> Start:
     if own is not None:
         return Start(_network_of(own, spec, name=given or folder), own, tuple(notices))
     if spec.train.pruned_model_path:
-        path = spec.train.pruned_model_path
-        pruned = load_checkpoint(path, encryption_key=key)
-        return Start(_network_of(pruned, spec, name=path), None, tuple(notices))
+        return Start(_pruned_network(spec), None, tuple(notices))
     torch.manual_seed(spec.train.random_seed)
     network = EfficientDet(build_architecture(spec))
     if spec.train.checkpoint:
@@ -79,6 +78,14 @@ def load_pretrained(network: EfficientDet, path: str, *, encryption_key: str) ->
         checkpoint = load_checkpoint(path, encryption_key=encryption_key)
         tensors = checkpoint.ema or checkpoint.model
     return f"{path}: {load_matching(network, tensors, name=path).describe()}"
+
+
+def _pruned_network(spec: Spec) -> EfficientDet:
+    path = spec.train.pruned_model_path
+    if is_state_dict(path):
+        return load_whole_network(path, spec)
+    checkpoint = load_checkpoint(path, encryption_key=spec.encryption_key)
+    return _network_of(checkpoint, spec, name=path)
 
 
 def _network_of(checkpoint: Checkpoint, spec: Spec, *, name: str) -> EfficientDet:

@@ -174,9 +174,7 @@ def evaluate_ours(
     spec: Spec, checkpoint: str, index: RecordIndex, *, threads: int
 ) -> dict[str, float]:
     """Returns the metrics of the finished run's last checkpoint."""
-    detector = load_detector(
-        checkpoint, encryption_key=spec.encryption_key, device=torch.device("cpu")
-    )
+    detector = load_detector(checkpoint, spec=spec, device=torch.device("cpu"))
     found = detect(
         detector.network,
         evaluation_batches(spec, index, threads),

@@ -5,11 +5,11 @@ Where effdet is not installed, numbers it gave once stand in for it.
 
 import pytest
 import torch
+from checkpoints import as_effdet
 from torch import Tensor, nn
 
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import architecture_of
-from rayeffdet.model.weight_names import effdet_names
 from rayeffdet.model.weights import load_matching
 
 ODD_SIZE = (300, 420)
@@ -68,12 +68,7 @@ def make_theirs(ours: EfficientDet, size: tuple[int, int]) -> nn.Module:
     theirs = effdet.create_model(
         "tf_efficientdet_d0", pretrained=False, pretrained_backbone=False, image_size=size
     )
-    names = effdet_names(ours.architecture)
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in ours.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        tensors[names.get(key) or f"{names[module]}.{leaf}"] = tensor
-    theirs.double().load_state_dict(tensors)
+    theirs.double().load_state_dict(as_effdet(ours))
     return theirs.eval()
 
 

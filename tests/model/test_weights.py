@@ -7,12 +7,13 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from checkpoints import as_effdet, renamed
 from torch import Tensor
 
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import architecture_of
-from rayeffdet.model.weight_names import effdet_names, timm_names
+from rayeffdet.model.weight_names import timm_names
 from rayeffdet.model.weights import load_matching, parse_state_dict, read_state_dict
 
 NAME = "efficientdet-d0"
@@ -20,22 +21,6 @@ NAME = "efficientdet-d0"
 
 def make_model(*, num_classes: int = 3, variant: str = NAME) -> EfficientDet:
     return EfficientDet(architecture_of(variant, num_classes=num_classes))
-
-
-def renamed(model: EfficientDet, names: dict[str, str]) -> dict[str, Tensor]:
-    """The model's tensors under other names; those without one are left out."""
-    result: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        module, _, leaf = key.rpartition(".")
-        if key in names:
-            result[names[key]] = tensor
-        elif module in names:
-            result[f"{names[module]}.{leaf}"] = tensor
-    return result
-
-
-def as_effdet(model: EfficientDet) -> dict[str, Tensor]:
-    return renamed(model, effdet_names(model.architecture))
 
 
 def as_timm(model: EfficientDet) -> dict[str, Tensor]:

@@ -6,9 +6,12 @@ import re
 
 import pytest
 import torch
+from checkpoints import as_effdet
 from command import rayeffdet
 from PIL import Image
 
+from rayeffdet.model.efficientdet import EfficientDet
+from rayeffdet.model.scaling import Architecture
 from rayeffdet.train.checkpoint import load_checkpoint
 
 OUR_LINES = re.compile(
@@ -106,6 +109,24 @@ def test_evaluation_equals_that_of_training_on_the_same_file(straight):
     assert set(metrics["per_class"]) == {"disc", "square", "triangle", "star", "ring"}
     found = json.loads((straight.results / "evaluate" / "detections.json").read_text())
     assert {"image_id", "category_id", "bbox", "score"} == set(found[0])
+
+
+def test_the_same_weights_as_effdet_names_them_give_the_same_metrics(
+    straight, tmp_path, ray_address
+):
+    checkpoint = load_checkpoint(str(straight.results / "train" / "efficientdet-d0_006.tlt"))
+    network = EfficientDet(Architecture.from_dict(checkpoint.architecture))
+    network.load_state_dict(checkpoint.ema)
+    torch.save(as_effdet(network), tmp_path / "effdet.pth")
+    done = rayeffdet(
+        *(straight.spec, "evaluate", "--json", f"evaluate.checkpoint={tmp_path / 'effdet.pth'}"),
+        *(f"evaluate.results_dir={tmp_path}", f"ray.address={ray_address}"),
+    )
+    assert done.code == 0
+    expected = json.loads((straight.results / "evaluate" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics.pop("checkpoint") != expected.pop("checkpoint")
+    assert metrics == expected
 
 
 def test_inference_leaves_pictures_labels_and_detections(straight, pictures):

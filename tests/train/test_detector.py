@@ -1,7 +1,9 @@
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
+from checkpoints import as_effdet
 
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
@@ -35,6 +37,13 @@ def checkpoint(make_spec, make_trainee):
     )
 
 
+def save_tensors(path, tensors):
+    if path.endswith(".pth"):
+        torch.save(tensors, path)
+    else:
+        safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+
+
 def assert_weights(network, expected):
     state = network.state_dict()
     assert state.keys() == expected.keys()
@@ -45,7 +54,8 @@ def assert_weights(network, expected):
 def test_a_file_alone_gives_a_network_ready_to_detect(tmp_path, make_spec, checkpoint, key):
     path = str(tmp_path / "a.tlt")
     save_checkpoint(path, checkpoint, encryption_key=key)
-    detector = load_detector(path, encryption_key=key, device=CPU)
+    spec_with_key = make_spec({"encryption_key": key})
+    detector = load_detector(path, spec=spec_with_key, device=CPU)
     assert_weights(detector.network, checkpoint.ema)
     assert not detector.network.training
     assert (detector.input_size, detector.class_names) == ((64, 96), NAMES)
@@ -80,9 +90,43 @@ def test_changing_the_detector_leaves_the_checkpoint_alone(checkpoint):
     assert torch.equal(checkpoint.ema[name], before)
 
 
-def test_a_missing_file_is_a_checkpoint_error(tmp_path):
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_effdets_state_dict_detects_with_the_network_of_the_spec(
+    tmp_path, make_spec, make_trainee, ending
+):
+    spec = make_spec({"model.input_width": 96})
+    network = make_trainee(spec).network
+    path = str(tmp_path / f"effdet{ending}")
+    save_tensors(path, as_effdet(network))
+    detector = load_detector(path, spec=spec, device=CPU)
+    assert_weights(detector.network, network.state_dict())
+    assert not detector.network.training
+    assert (detector.input_size, detector.class_names) == ((64, 96), {})
+    assert torch.equal(detector.anchors_N4, build_anchors(spec))
+
+
+@pytest.mark.parametrize(
+    ("fields", "dropped", "words"),
+    [
+        ({"dataset.num_classes": 7}, "", "left fresh: class_head.predict.pointwise.weight"),
+        ({"model.name": "efficientdet-d2"}, "", "the file holds the backbone of efficientdet-d0"),
+        ({}, "fpn.cell.1.fnode.3.combine.edge_weights", "675 of 676 tensors loaded"),
+    ],
+)
+def test_a_state_dict_that_is_not_the_whole_network_of_the_spec_is_refused(
+    tmp_path, make_spec, make_trainee, fields, dropped, words
+):
+    tensors = as_effdet(make_trainee(make_spec()).network)
+    tensors.pop(dropped, None)
+    path = str(tmp_path / "effdet.pth")
+    save_tensors(path, tensors)
+    with pytest.raises(CheckpointError, match=words):
+        load_detector(path, spec=make_spec(fields), device=CPU)
+
+
+def test_a_missing_file_is_a_checkpoint_error(tmp_path, make_spec):
     with pytest.raises(CheckpointError, match="there is no such file"):
-        load_detector(str(tmp_path / "gone.tlt"), encryption_key="", device=CPU)
+        load_detector(str(tmp_path / "gone.tlt"), spec=make_spec(), device=CPU)
 
 
 def test_the_device_is_a_gpu_where_there_is_one():

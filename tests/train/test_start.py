@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from checkpoints import as_effdet
 
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
@@ -125,6 +126,15 @@ def test_pretrained_weights_with_other_classes_leave_the_class_layer_fresh(tmp_p
     start = starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
     assert first_weight(start.network) == 1
     assert "class_head.predict" in start.notices[0]
+
+
+@pytest.mark.parametrize("field", ["checkpoint", "pruned_model_path"])
+def test_training_starts_from_a_whole_detector_of_effdet(tmp_path, field):
+    path = str(tmp_path / "effdet.pth")
+    torch.save(as_effdet(network_filled_with(5)), path)
+    start = starting_point(spec_with(**{field: path}), str(tmp_path / "train"))
+    assert first_weight(start.network) == 5
+    assert start.resumed is None
 
 
 def test_an_encrypted_checkpoint_needs_its_key(tmp_path):
