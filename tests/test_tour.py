@@ -191,7 +191,7 @@ def from_the_batch_to_a_trained_step(batch):
     trainee = build_trainee(SPEC, EfficientDet(build_architecture(SPEC)), WORLD)
 
     # Only now, on the device, do bytes become floats: ImageNet's mean is 0.
-    images_B3HW = normalise(batch.images_BHW3)
+    images_B3HW = normalise(batch.images_BHW3, build_architecture(SPEC))
     assert (images_B3HW.shape, images_B3HW.dtype) == ((1, 3, 128, 192), torch.float32)
 
     # model/: EfficientNet, BiFPN and two heads answer for each anchor of ops/anchors. Levels 3 to 7

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
+import torch
 import torch.distributed as dist
 
 from rayeffdet.data.index import RecordIndex
@@ -31,13 +32,12 @@ def validate_together(
 ) -> Metrics:
     """Returns the COCO metrics of the averaged weights on rank 0, and nothing on the others.
 
-    Rank 0's averages and batch statistics serve all workers, since those are what is saved.
+    The statistics must be those of all workers: see ``share_statistics``.
     """
     num_images = min(index.num_records, spec.evaluate.num_samples)
     records = range(
         num_images * world.rank // world.size, num_images * (world.rank + 1) // world.size
     )
-    _share_state(trainee, world)
     with _averaged_weights(trainee):
         batches = evaluation_batches(
             index,
@@ -65,6 +65,29 @@ def validate_together(
     )
 
 
+def share_statistics(trainee: Trainee, world: World) -> None:
+    """Gives all workers the mean over workers of batch statistics, the averaged ones included.
+
+    Each worker's own come from its share of the images alone. Where they agree already, nothing
+    changes by a single bit, so that it may be called before every use.
+    """
+    if world.size == 1:
+        return
+    names = [n for n, buffer in trainee.network.named_buffers() if buffer.is_floating_point()]
+    states = [trainee.network.state_dict()]
+    if trainee.ema is not None:
+        states.append(trainee.ema.state_dict())
+    tensors = [state[name] for state in states for name in names]
+    own = torch.cat([tensor.flatten() for tensor in tensors])
+    mean = own.clone()
+    dist.broadcast(mean, src=0)
+    difference = own - mean
+    dist.all_reduce(difference)
+    mean += difference / world.size
+    for tensor, part in zip(tensors, mean.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def evaluation_batches(
     index: RecordIndex,
     records: range,
@@ -85,14 +108,6 @@ def evaluation_batches(
         num_threads=threads,
         prefetch=prefetch,
     )
-
-
-def _share_state(trainee: Trainee, world: World) -> None:
-    if world.size == 1:
-        return
-    averaged = trainee.ema.state_dict().values() if trainee.ema is not None else ()
-    for tensor in (*averaged, *trainee.network.buffers()):
-        dist.broadcast(tensor, src=0)
 
 
 @contextmanager

@@ -18,9 +18,8 @@ from rayeffdet.data.loader import Batch, load_batches
 from rayeffdet.data.order import Epochs
 from rayeffdet.distributed.cluster import WorkerPlan
 from rayeffdet.distributed.ingest import stream_rows
-from rayeffdet.distributed.validation import validate_together
+from rayeffdet.distributed.validation import share_statistics, validate_together
 from rayeffdet.evaluate.preview import write_preview
-from rayeffdet.model.efficientdet import IMAGE_MEAN, IMAGE_STD
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
     build_epochs,
@@ -178,6 +177,7 @@ def evaluate_epoch(
 ) -> Metrics:
     """Returns the metrics of the averaged weights on rank 0, and nothing on the others."""
     tell("evaluating", epoch=epoch)
+    share_statistics(trainee, world)
     started = time.perf_counter()
     metrics = validate_together(
         spec,
@@ -209,15 +209,17 @@ def save_epoch(
     """
     file = checkpoint_name(spec.model.name, epoch + 1)
     path = storage.join(job.folder, file)
+    share_statistics(trainee, world)
     if world.rank != 0:
         return path
     tensors, meta = flatten_optimizer(trainee.optimizer, trainee.network)
+    architecture = trainee.network.architecture
     position = {"epoch": epoch + 1, "step": (epoch + 1) * steps}
     checkpoint = Checkpoint(
-        architecture=trainee.network.architecture.to_dict(),
+        architecture=architecture.to_dict(),
         class_names=job.class_names,
         input_size=input_size(spec),
-        normalisation={"mean": IMAGE_MEAN, "std": IMAGE_STD},
+        normalisation={"mean": architecture.image_mean, "std": architecture.image_std},
         spec=spec.public_dict(),
         model=trainee.network.state_dict(),
         metrics=metrics,

@@ -10,8 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayeffdet.model.blocks import ConvNorm, SeparableConv, batch_norm, max_pool_same
-from rayeffdet.model.scaling import Fusion
+from rayeffdet.model.blocks import (
+    ACTIVATIONS,
+    ConvNorm,
+    SeparableConv,
+    batch_norm,
+    max_pool_same,
+)
+from rayeffdet.model.scaling import Activation, Fusion
 
 _FUSION_EPSILON = 1e-4
 
@@ -58,6 +64,7 @@ class FusionNode(nn.Module):
         fusion: ``fastattn``: weights relu(v) / (sum relu(v) + 1e-4); ``sum``: no weights.
         lateral_channels: Channels of the first map when it comes from the backbone: it then gets
             a 1x1 convolution of its own. None: it has the pyramid's channels.
+        activation: Nonlinearity before the convolution.
     """
 
     def __init__(
@@ -68,8 +75,10 @@ class FusionNode(nn.Module):
         top_down: bool,
         fusion: Fusion,
         lateral_channels: int | None,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
+        self.activate = ACTIVATIONS[activation]
         self.top_down = top_down
         self.lateral = (
             None if lateral_channels is None else ConvNorm(lateral_channels, channels, 1, bias=True)
@@ -83,7 +92,7 @@ class FusionNode(nn.Module):
         if self.lateral is not None:
             first = self.lateral(first)
         fused = self._fuse([first, *others], neighbour)
-        normed: Tensor = self.norm(self.conv(F.silu(fused)))
+        normed: Tensor = self.norm(self.conv(self.activate(fused)))
         return normed
 
     def _fuse(self, own: list[Tensor], neighbour: Tensor) -> Tensor:
@@ -110,6 +119,7 @@ class BiFPNCell(nn.Module):
         channels: Channels of the pyramid.
         num_levels: Levels of the pyramid.
         fusion: How a node weighs its inputs.
+        activation: Nonlinearity of every node.
         feature_channels: Channels of the backbone's maps among the inputs, finest first; empty for
             every cell but the first.
     """
@@ -120,6 +130,7 @@ class BiFPNCell(nn.Module):
         *,
         num_levels: int,
         fusion: Fusion,
+        activation: Activation = "silu",
         feature_channels: Sequence[int] = (),
     ) -> None:
         super().__init__()
@@ -132,6 +143,7 @@ class BiFPNCell(nn.Module):
                 top_down=node.top_down,
                 fusion=fusion,
                 lateral_channels=lateral_channels.get(node.own[0]),
+                activation=activation,
             )
             for node in self.graph
         )
@@ -154,6 +166,7 @@ class BiFPN(nn.Module):
         num_cells: Number of cells.
         num_levels: Levels of the pyramid; those beyond P5 are pooled.
         fusion: How a node weighs its inputs.
+        activation: Nonlinearity of every node.
     """
 
     def __init__(
@@ -164,6 +177,7 @@ class BiFPN(nn.Module):
         num_cells: int,
         num_levels: int,
         fusion: Fusion,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
         self.num_levels = num_levels
@@ -173,6 +187,7 @@ class BiFPN(nn.Module):
                 channels,
                 num_levels=num_levels,
                 fusion=fusion,
+                activation=activation,
                 feature_channels=feature_channels if cell == 0 else (),
             )
             for cell in range(num_cells)

@@ -3,10 +3,15 @@
 Shapes: B images, C channels, h w cells of a feature map.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayeffdet.model.scaling import BlockWidths
+from rayeffdet.model.scaling import Activation, BlockWidths
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu6": F.relu6}
+"""The function that an architecture's activation names."""
 
 
 class SameConv2d(nn.Conv2d):
@@ -114,25 +119,38 @@ class MBConv(nn.Module):
         widths: Sizes of the block.
         residual: Whether the input is added to the output.
         drop_rate: Probability that a sample's residual branch is dropped while training.
+        activation: Nonlinearity after the first two convolutions.
     """
 
-    def __init__(self, widths: BlockWidths, *, residual: bool, drop_rate: float) -> None:
+    def __init__(
+        self,
+        widths: BlockWidths,
+        *,
+        residual: bool,
+        drop_rate: float,
+        activation: Activation = "silu",
+    ) -> None:
         super().__init__()
+        self.activate = ACTIVATIONS[activation]
         expanded = widths.expand_channels
         expands = widths.stage > 1
         self.expand = ConvNorm(widths.in_channels, expanded, 1) if expands else None
         self.depthwise = ConvNorm(
             expanded, expanded, widths.kernel, stride=widths.stride, groups=expanded
         )
-        self.squeeze_excite = SqueezeExcite(expanded, widths.se_channels)
+        self.squeeze_excite = (
+            SqueezeExcite(expanded, widths.se_channels) if widths.se_channels else None
+        )
         self.project = ConvNorm(expanded, widths.out_channels, 1)
         self.residual = residual
         self.drop_rate = drop_rate
 
     def forward(self, maps_BChw: Tensor) -> Tensor:  # noqa: D102
-        expanded = maps_BChw if self.expand is None else F.silu(self.expand(maps_BChw))
-        filtered = F.silu(self.depthwise(expanded))
-        branch: Tensor = self.project(self.squeeze_excite(filtered))
+        expanded = maps_BChw if self.expand is None else self.activate(self.expand(maps_BChw))
+        filtered = self.activate(self.depthwise(expanded))
+        if self.squeeze_excite is not None:
+            filtered = self.squeeze_excite(filtered)
+        branch: Tensor = self.project(filtered)
         if not self.residual:
             return branch
         if self.training and self.drop_rate > 0:

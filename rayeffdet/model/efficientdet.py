@@ -14,8 +14,6 @@ from rayeffdet.model.efficientnet import EfficientNet
 from rayeffdet.model.heads import PredictionHead
 from rayeffdet.model.scaling import Architecture
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 _FIRST_FOREGROUND_PROBABILITY = 0.01
 
 
@@ -33,6 +31,7 @@ class EfficientDet(nn.Module):
             architecture.stem_channels,
             architecture.blocks,
             drop_connect=architecture.drop_connect,
+            activation=architecture.activation,
         )
         self.neck = BiFPN(
             architecture.feature_channels,
@@ -40,6 +39,7 @@ class EfficientDet(nn.Module):
             num_cells=architecture.fpn_cells,
             num_levels=architecture.num_levels,
             fusion=architecture.fusion,
+            activation=architecture.activation,
         )
         self.class_head = PredictionHead(
             architecture.fpn_channels,
@@ -48,6 +48,7 @@ class EfficientDet(nn.Module):
             num_anchors=architecture.num_anchors,
             num_outputs=architecture.num_classes,
             bias=-math.log(1 / _FIRST_FOREGROUND_PROBABILITY - 1),
+            activation=architecture.activation,
         )
         self.box_head = PredictionHead(
             architecture.fpn_channels,
@@ -55,6 +56,7 @@ class EfficientDet(nn.Module):
             num_levels=architecture.num_levels,
             num_anchors=architecture.num_anchors,
             num_outputs=4,
+            activation=architecture.activation,
         )
 
     def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,11 +73,12 @@ class EfficientDet(nn.Module):
         return self.class_head(pyramid), self.box_head(pyramid)
 
 
-def normalise(images_BHW3: Tensor) -> Tensor:
-    """Returns images less ImageNet's mean over its standard deviation.
+def normalise(images_BHW3: Tensor, architecture: Architecture) -> Tensor:
+    """Returns images less the network's mean over its standard deviation.
 
     Args:
         images_BHW3: RGB, uint8 or float, 0 to 255.
+        architecture: Of the network that the images are for.
 
     Returns:
         float32 [B, 3, H, W]. Memory stays channels-last, which the convolutions like best.
@@ -83,7 +86,7 @@ def normalise(images_BHW3: Tensor) -> Tensor:
     # Without waiting: a blocking copy would drain the GPU's queue at every step.
     mean, std = (
         torch.tensor(values).mul_(255).view(3, 1, 1).to(images_BHW3.device, non_blocking=True)
-        for values in (IMAGE_MEAN, IMAGE_STD)
+        for values in (architecture.image_mean, architecture.image_std)
     )
     return images_BHW3.permute(0, 3, 1, 2).float().sub(mean).div_(std)
 

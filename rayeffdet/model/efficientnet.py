@@ -6,11 +6,10 @@ Shapes: B images, H W pixels, C channels, h w cells of a level.
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayeffdet.model.blocks import ConvNorm, MBConv
-from rayeffdet.model.scaling import FEATURE_STAGES, BlockWidths
+from rayeffdet.model.blocks import ACTIVATIONS, ConvNorm, MBConv
+from rayeffdet.model.scaling import FEATURE_STAGES, Activation, BlockWidths
 
 
 class EfficientNet(nn.Module):
@@ -22,12 +21,19 @@ class EfficientNet(nn.Module):
         stem_channels: Channels of the first convolution.
         blocks: Sizes of every block, in order.
         drop_connect: Block i of n drops its residual branch at rate ``drop_connect * i / n``.
+        activation: Nonlinearity of the stem and the blocks.
     """
 
     def __init__(
-        self, stem_channels: int, blocks: Sequence[BlockWidths], *, drop_connect: float = 0.0
+        self,
+        stem_channels: int,
+        blocks: Sequence[BlockWidths],
+        *,
+        drop_connect: float = 0.0,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
+        self.activate = ACTIVATIONS[activation]
         self.stages = tuple(block.stage for block in blocks)
         self.norms_frozen = False
         self.stem = ConvNorm(3, stem_channels, 3, stride=2)
@@ -36,6 +42,7 @@ class EfficientNet(nn.Module):
                 widths,
                 residual=index > 0 and blocks[index - 1].stage == widths.stage,
                 drop_rate=drop_connect * index / len(blocks),
+                activation=activation,
             )
             for index, widths in enumerate(blocks)
         )
@@ -44,7 +51,7 @@ class EfficientNet(nn.Module):
     def forward(self, images_B3HW: Tensor) -> list[Tensor]:
         """Returns P3, P4 and P5, each float [B, C, h, w], finest first."""
         features: list[Tensor] = []
-        maps_BChw = F.silu(self.stem(images_B3HW))
+        maps_BChw = self.activate(self.stem(images_B3HW))
         for block, stage, next_stage in zip(
             self.blocks, self.stages, (*self.stages[1:], None), strict=True
         ):

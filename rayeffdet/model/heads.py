@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayeffdet.model.blocks import SeparableConv, batch_norm
+from rayeffdet.model.blocks import ACTIVATIONS, SeparableConv, batch_norm
+from rayeffdet.model.scaling import Activation
 
 # Standard deviation of a unit normal cut at two standard deviations.
 _TRUNCATED_STD = 0.87962566103423978
@@ -27,6 +27,7 @@ class PredictionHead(nn.Module):
         num_anchors: Anchors per cell.
         num_outputs: Length of the vector: classes, or the 4 box deltas.
         bias: First value of the predicting convolution's bias.
+        activation: Nonlinearity after every convolution before the predicting one.
     """
 
     def __init__(
@@ -38,8 +39,10 @@ class PredictionHead(nn.Module):
         num_anchors: int,
         num_outputs: int,
         bias: float = 0.0,
+        activation: Activation = "silu",
     ) -> None:
         super().__init__()
+        self.activate = ACTIVATIONS[activation]
         self.num_outputs = num_outputs
         widths = (in_channels, *channels)
         self.convs = nn.ModuleList(
@@ -58,7 +61,7 @@ class PredictionHead(nn.Module):
     def _level(self, maps_BChw: Tensor, level: int) -> Tensor:
         for conv, norms in zip(self.convs, self.norms, strict=True):
             assert isinstance(norms, nn.ModuleList)
-            maps_BChw = F.silu(norms[level](conv(maps_BChw)))
+            maps_BChw = self.activate(norms[level](conv(maps_BChw)))
         predictions_BhwC: Tensor = self.predict(maps_BChw).permute(0, 2, 3, 1)
         return predictions_BhwC.reshape(maps_BChw.shape[0], -1, self.num_outputs)
 

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Fusion = Literal["fastattn", "sum"]
+Activation = Literal["silu", "relu6"]
+Channels3 = tuple[float, float, float]
 
 FEATURE_STAGES = (3, 5, 7)
 """Backbone stages whose output is P3, P4 and P5."""
 
+IMAGENET_MEAN: Channels3 = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels3 = (0.229, 0.224, 0.225)
+_LITE_MEAN: Channels3 = (0.5, 0.5, 0.5)
+_LITE_STD: Channels3 = (0.5, 0.5, 0.5)
 _SQUEEZE_RATIO = 0.25
 _STEM_CHANNELS = 32
 
@@ -32,6 +38,8 @@ class Variant:
         fusion: How a BiFPN node weighs its inputs.
         anchor_scale: Side of the smallest square anchor in strides.
         drop_connect: Drop rate that the last block would approach; 0 turns it off.
+        lite: For integer arithmetic: ReLU6, no squeeze-and-excite, images scaled to -1..1; stem
+            and the repeats of the first and last stage are not scaled.
     """
 
     name: str
@@ -46,6 +54,21 @@ class Variant:
     fusion: Fusion = "fastattn"
     anchor_scale: float = 4.0
     drop_connect: float = 0.2
+    lite: bool = False
+
+
+def _lite(
+    size: str, width: float, depth: float, image_size: int, channels: int, cells: int, convs: int,
+    *, anchor_scale: float = 3.0, drop_connect: float = 0.2,
+) -> Variant:  # fmt: skip
+    return Variant(
+        f"efficientdet-lite{size}",
+        *(width, depth, image_size, channels, cells, convs),
+        fusion="sum",
+        anchor_scale=anchor_scale,
+        drop_connect=drop_connect,
+        lite=True,
+    )
 
 
 # The released networks; the top end departs from the paper's scaling formula.
@@ -59,6 +82,12 @@ _TABLE = (
     Variant("efficientdet-d6", 1.8, 2.6, 1280, 384, 8, 5, fusion="sum"),
     Variant("efficientdet-d7", 1.8, 2.6, 1536, 384, 8, 5, fusion="sum", anchor_scale=5.0),
     Variant("efficientdet-d7x", 2.0, 3.1, 1536, 384, 8, 5, max_level=8, fusion="sum"),
+    _lite("0", 1.0, 1.0, 320, 64, 3, 3, drop_connect=0.0),
+    _lite("1", 1.0, 1.1, 384, 88, 4, 3),
+    _lite("2", 1.1, 1.2, 448, 112, 5, 3),
+    _lite("3", 1.2, 1.4, 512, 160, 6, 4, anchor_scale=4.0),
+    _lite("3x", 1.2, 1.4, 640, 200, 6, 4),
+    _lite("4", 1.4, 1.8, 640, 224, 7, 4, anchor_scale=4.0),
 )
 VARIANTS = {variant.name: variant for variant in _TABLE}
 
@@ -93,7 +122,7 @@ class BlockWidths:
         stride: Stride of the depthwise convolution.
         in_channels: Channels that enter.
         expand_channels: Channels of the depthwise convolution.
-        se_channels: Channels between the two squeeze-and-excite convolutions.
+        se_channels: Channels between the two squeeze-and-excite convolutions; 0: there are none.
         out_channels: Channels that leave.
         stage: 1 to 7. Stage 1 has no expanding convolution; the first block of a stage has no
             residual connection. Both follow the stage, not the widths, since pruned widths may
@@ -127,6 +156,9 @@ class Architecture:
         max_level: Coarsest pyramid level.
         fusion: How a BiFPN node weighs its inputs.
         drop_connect: Drop rate that the last block would approach.
+        activation: Nonlinearity of every part.
+        image_mean: Subtracted from pixels in 0..1, per channel.
+        image_std: What they are then divided by.
     """
 
     name: str
@@ -142,23 +174,20 @@ class Architecture:
     max_level: int
     fusion: Fusion
     drop_connect: float
+    activation: Activation = "silu"
+    image_mean: Channels3 = IMAGENET_MEAN
+    image_std: Channels3 = IMAGENET_STD
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types."""
-        return dataclasses.asdict(self) | {
-            "blocks": [dataclasses.asdict(block) for block in self.blocks],
-            "class_head_channels": list(self.class_head_channels),
-            "box_head_channels": list(self.box_head_channels),
-        }
+        document = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in document.items()}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Architecture":
         """Returns the architecture that `to_dict` described."""
-        lists = {
-            "blocks": tuple(BlockWidths(**block) for block in document["blocks"]),
-            "class_head_channels": tuple(document["class_head_channels"]),
-            "box_head_channels": tuple(document["box_head_channels"]),
-        }
+        lists = {key: tuple(v) for key, v in document.items() if isinstance(v, list)}
+        lists["blocks"] = tuple(BlockWidths(**block) for block in document["blocks"])
         return cls(**{**document, **lists})
 
     @property
@@ -182,7 +211,7 @@ def architecture_of(name: str, *, num_classes: int, num_anchors: int = 9) -> Arc
         num_anchors: Anchors per cell: octaves times aspect ratios.
     """
     variant = VARIANTS[name]
-    stem_channels = round_channels(_STEM_CHANNELS, variant.width)
+    stem_channels = round_channels(_STEM_CHANNELS, 1.0 if variant.lite else variant.width)
     head_channels = (variant.fpn_channels,) * variant.head_convs
     return Architecture(
         name=name,
@@ -198,6 +227,9 @@ def architecture_of(name: str, *, num_classes: int, num_anchors: int = 9) -> Arc
         max_level=variant.max_level,
         fusion=variant.fusion,
         drop_connect=variant.drop_connect,
+        activation="relu6" if variant.lite else "silu",
+        image_mean=_LITE_MEAN if variant.lite else IMAGENET_MEAN,
+        image_std=_LITE_STD if variant.lite else IMAGENET_STD,
     )
 
 
@@ -218,13 +250,14 @@ def _blocks_of(variant: Variant, stem_channels: int) -> tuple[BlockWidths, ...]:
     in_channels = stem_channels
     for number, stage in enumerate(_STAGES, start=1):
         out_channels = round_channels(stage.channels, variant.width)
-        for repeat in range(round_repeats(stage.repeats, variant.depth)):
+        depth = 1.0 if variant.lite and number in (1, len(_STAGES)) else variant.depth
+        for repeat in range(round_repeats(stage.repeats, depth)):
             widths = BlockWidths(
                 kernel=stage.kernel,
                 stride=stage.stride if repeat == 0 else 1,
                 in_channels=in_channels,
                 expand_channels=in_channels * stage.expand_ratio,
-                se_channels=max(1, int(in_channels * _SQUEEZE_RATIO)),
+                se_channels=0 if variant.lite else max(1, int(in_channels * _SQUEEZE_RATIO)),
                 out_channels=out_channels,
                 stage=number,
             )

@@ -72,12 +72,14 @@ def detection_loss(
 
 
 def huber_loss(deltas_BN4: Tensor, target_deltas_BN4: Tensor, *, delta: float = 0.1) -> Tensor:
-    """Return the float32 sum of Huber losses over the coordinates whose target is not 0.
+    """Return the sum of Huber losses over the coordinates whose target is not 0.
 
     Each is e^2 / 2 for |e| <= delta and delta * (|e| - delta / 2) beyond. The mask is the authors':
     by coordinate, so one of a matched anchor that happens to be exactly 0 is left out too.
     """
-    loss_BN4 = F.huber_loss(deltas_BN4.float(), target_deltas_BN4, reduction="none", delta=delta)
+    loss_BN4 = F.huber_loss(
+        _at_least_float32(deltas_BN4), target_deltas_BN4, reduction="none", delta=delta
+    )
     return torch.where(target_deltas_BN4 != 0, loss_BN4, 0.0).sum()
 
 
@@ -185,7 +187,7 @@ def _combine(background_RK: Tensor, object_R1: Tensor, ids_R: Tensor, alpha: flo
 def iou_loss(
     deltas_BN4: Tensor, targets: Targets, anchors_xyxy_N4: Tensor, *, kind: IouKind
 ) -> Tensor:
-    """Return the float32 sum over matched anchors of 1 - the overlap of predicted and true box.
+    """Return the sum over matched anchors of 1 - the overlap of predicted and true box.
 
     Args:
         deltas_BN4: Predicted box code.
@@ -195,7 +197,7 @@ def iou_loss(
     """
     is_matched_BN = targets.class_ids_BN >= 0
     # Elsewhere both boxes become the anchor: an overflow there must not reach the gradient as NaN.
-    deltas_BN4 = torch.where(is_matched_BN[..., None], deltas_BN4.float(), 0.0)
+    deltas_BN4 = torch.where(is_matched_BN[..., None], _at_least_float32(deltas_BN4), 0.0)
     predicted_xyxy_BN4 = decode_boxes(deltas_BN4, anchors_xyxy_N4)
     true_xyxy_BN4 = decode_boxes(targets.box_deltas_BN4, anchors_xyxy_N4)
     overlap_BN = _overlap(predicted_xyxy_BN4, true_xyxy_BN4, kind)
@@ -228,3 +230,7 @@ def _overlap(a_xyxy: Tensor, b_xyxy: Tensor, kind: IouKind) -> Tensor:
     with torch.no_grad():
         weight = shape / (1 - iou + shape + eps)
     return diou - weight * shape
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -18,6 +18,12 @@ ModelName = Literal[
     "efficientdet-d6",
     "efficientdet-d7",
     "efficientdet-d7x",
+    "efficientdet-lite0",
+    "efficientdet-lite1",
+    "efficientdet-lite2",
+    "efficientdet-lite3",
+    "efficientdet-lite3x",
+    "efficientdet-lite4",
 ]
 
 
@@ -53,7 +59,8 @@ class ModelSection(Section):
     """The network and its anchors."""
 
     name: ModelName = "efficientdet-d0"
-    """Size of the network, from efficientdet-d0 to efficientdet-d7x."""
+    """Size of the network, from efficientdet-d0 to efficientdet-d7x. The lite ones are for integer
+    arithmetic: ReLU6, no squeeze-and-excite, images scaled to -1..1."""
 
     input_width: Side = 512
     """Width of the network's input in pixels; the variant's own size is not applied by itself."""

@@ -49,9 +49,10 @@ class TrainingLog:
         self._num_epochs = num_epochs
         self._steps_per_epoch = steps_per_epoch
         self._rows = [row for row in self._earlier_rows() if int(row["epoch"]) <= first_epoch]
-        self._started = self._epoch_started = time.monotonic()
-        self._first_step = first_epoch * steps_per_epoch
-        self._bar: Bar = console.progress(num_epochs * steps_per_epoch, done=self._first_step)
+        self._epoch_started = time.monotonic()
+        self._clock: tuple[int, float] | None = None
+        first_step = first_epoch * steps_per_epoch
+        self._bar: Bar = console.progress(num_epochs * steps_per_epoch, done=first_step)
         self._board: SummaryWriter | None = None
         if not storage.is_uri(journal.folder):
             self._board = SummaryWriter(journal.folder, write_to_disk=True)
@@ -88,22 +89,29 @@ class TrainingLog:
                 )
 
     def _progress(self, event: dict[str, Any]) -> None:
-        done = event["step"] - self._first_step
+        seconds = self._seconds_per_step(event["step"])
         left = self._num_epochs * self._steps_per_epoch - event["step"]
-        eta = (time.monotonic() - self._started) / max(1, done) * left
+        eta = f" · {duration(seconds * left)} left" if seconds else ""
         self._bar.update(
             event["step"],
             f"epoch {event['epoch'] + 1}/{self._num_epochs} step {event['step']}"
             f" · loss {event['loss']:.3f} (class {event['cls_loss']:.3f} box"
             f" {event['box_loss']:.4f}) · rate {event['learning_rate']:.4g}"
-            f" · {event['images_per_second']:.1f} images/s · data {event['data_wait']:.0%}"
-            f" · {duration(eta)} left",
+            f" · {event['images_per_second']:.1f} images/s · data {event['data_wait']:.0%}{eta}",
         )
         if self._board is not None:
             for name in ("loss", "cls_loss", "box_loss"):
                 self._board.add_scalar(f"train/{name}", event[name], event["step"])
             self._board.add_scalar("lr", event["learning_rate"], event["step"])
             self._board.add_scalar("time/data", event["data_wait"], event["step"])
+
+    def _seconds_per_step(self, step: int) -> float | None:
+        """Returns the mean since the first step seen, whose own time is that of setting up."""
+        now = time.monotonic()
+        if self._clock is None or step <= self._clock[0]:
+            self._clock = (step, now)
+            return None
+        return (now - self._clock[1]) / (step - self._clock[0])
 
     def _evaluated(self, event: dict[str, Any]) -> None:
         metrics = event["metrics"]
@@ -127,16 +135,15 @@ class TrainingLog:
                 " dataset.max_instances_per_image were left out"
             )
         now = time.monotonic()
-        eta = (now - self._started) / max(1, event["step"] - self._first_step)
-        eta *= self._num_epochs * self._steps_per_epoch - event["step"]
+        seconds = now - self._epoch_started
         kpi = {name: metrics[name] for name in METRICS} if metrics else {}
         self._journal.status(
             "RUNNING",
             "",
             epoch=epoch,
             max_epoch=self._num_epochs,
-            time_per_epoch=duration(now - self._epoch_started),
-            eta=duration(eta),
+            time_per_epoch=duration(seconds),
+            eta=duration(seconds * (self._num_epochs - epoch)),
             loss=means.get("loss"),
             learning_rate=means.get("learning_rate"),
             **({"kpi": kpi} if kpi else {}),

@@ -84,7 +84,7 @@ def build_trainee(spec: Spec, network: EfficientDet, world: World) -> Trainee:
 def _data_parallel(network: EfficientDet, world: World) -> nn.Module:
     if world.size == 1:
         return network
-    # Batch statistics stay each worker's own while training; rank 0's are evaluated and saved.
+    # Batch statistics stay each worker's own while training; their mean is evaluated and saved.
     return DistributedDataParallel(
         network,
         device_ids=[world.device] if world.device.type == "cuda" else None,

@@ -107,7 +107,9 @@ def train_step(
     torch.manual_seed(settings.seed * 1_000_003 + step * 4096 + world.rank)
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
-    images_B3HW = normalise(batch.images_BHW3.to(world.device, non_blocking=True))
+    images_B3HW = normalise(
+        batch.images_BHW3.to(world.device, non_blocking=True), trainee.network.architecture
+    )
     targets = assign_targets(
         trainee.anchors_N4,
         batch.boxes_BG4.to(world.device, non_blocking=True),
@@ -120,7 +122,7 @@ def train_step(
         class_logits_BNK, box_deltas_BN4 = trainee.parallel(images_B3HW)
     losses = detection_loss(
         class_logits_BNK,
-        box_deltas_BN4.float(),
+        box_deltas_BN4,
         targets,
         trainee.anchors_N4,
         normaliser=normaliser,

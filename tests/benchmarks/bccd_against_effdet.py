@@ -34,6 +34,7 @@ from rayeffdet.spec.load import load_spec
 from rayeffdet.spec.paths import with_absolute_paths
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
+    build_architecture,
     build_augmentation,
     build_epochs,
     build_learning_rate,
@@ -102,7 +103,8 @@ def train_effdet(spec: Spec, index: RecordIndex, threads: int) -> EfficientDet:
         for batch in batches_of(spec, index, shares, build_shuffle(spec), sample, threads):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
-            loss = bench(normalise(batch.images_BHW3), effdet_targets(batch))["loss"]
+            images_B3HW = normalise(batch.images_BHW3, build_architecture(spec))
+            loss = bench(images_B3HW, effdet_targets(batch))["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             clip_gradients_(network.parameters(), spec.train.clip_gradients_norm)
@@ -151,7 +153,8 @@ def evaluate_effdet(
                 "img_scale": batch.scales_B,
                 "img_size": batch.sizes_B2.flip(1),
             }
-            found_BD6 = bench(normalise(batch.images_BHW3), information)
+            images_B3HW = normalise(batch.images_BHW3, build_architecture(spec))
+            found_BD6 = bench(images_B3HW, information)
             examples.extend(batch.examples)
             rows.extend(found[found[:, 4] > 0].numpy().astype(np.float64) for found in found_BD6)
     truth = truth_from_examples(examples)

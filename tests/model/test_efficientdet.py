@@ -11,11 +11,12 @@ from rayeffdet.model.efficientdet import (
 )
 from rayeffdet.model.scaling import architecture_of
 
+ARCHITECTURE = architecture_of("efficientdet-d0", num_classes=3)
+
 
 def make_model(**changes: object) -> EfficientDet:
     torch.manual_seed(0)
-    architecture = architecture_of("efficientdet-d0", num_classes=3)
-    return EfficientDet(dataclasses.replace(architecture, fpn_cells=1, **changes))
+    return EfficientDet(dataclasses.replace(ARCHITECTURE, fpn_cells=1, **changes))
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_one_export_serves_every_batch_size() -> None:
 def test_normalise_is_imagenets_and_keeps_channels_last() -> None:
     images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
     images[1] = torch.tensor([255, 128, 0])
-    result = normalise(images)
+    result = normalise(images, ARCHITECTURE)
     assert result.shape == (2, 3, 4, 6)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
@@ -94,9 +95,15 @@ def test_normalise_is_imagenets_and_keeps_channels_last() -> None:
     torch.testing.assert_close(result[1, :, 3, 5], torch.tensor(expected))
 
 
+def test_lite_networks_take_images_from_minus_one_to_one() -> None:
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 1, 1, 3)
+    result = normalise(images, architecture_of("efficientdet-lite0", num_classes=1))
+    torch.testing.assert_close(result.flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+
+
 def test_normalise_leaves_float_images_untouched() -> None:
     images = torch.full((1, 2, 2, 3), 9.0)
-    normalise(images)
+    normalise(images, ARCHITECTURE)
     assert images.eq(9).all()
 
 

@@ -42,7 +42,8 @@ def assert_equal(found, expected):
 
 
 def loss_by_hand(trainee, batch):
-    logits_BNK, deltas_BN4 = trainee.network(normalise(batch.images_BHW3))
+    images_B3HW = normalise(batch.images_BHW3, trainee.network.architecture)
+    logits_BNK, deltas_BN4 = trainee.network(images_B3HW)
     targets = assign_targets(trainee.anchors_N4, batch.boxes_BG4, batch.labels_BG)
     normaliser = targets.num_positives_B.sum() + 1
     return detection_loss(
