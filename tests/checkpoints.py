@@ -1,7 +1,7 @@
-"""Checkpoints of small fresh networks, without training one, and weights as effdet names them."""
+"""Checkpoints and weights without training: fresh ones, renamed ones, drawn ones."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.weight_names import effdet_names
@@ -49,3 +49,23 @@ def renamed(network: EfficientDet, names: dict[str, str]) -> dict[str, Tensor]:
 def as_effdet(network: EfficientDet) -> dict[str, Tensor]:
     """Returns the whole network's tensors as effdet names them."""
     return renamed(network, effdet_names(network.architecture))
+
+
+def perturbed(network: nn.Module, images: Tensor) -> nn.Module:
+    """Draws every tensor anew and returns the network in evaluation mode.
+
+    Nothing keeps its first value, where a mistake could hide; the norms' statistics are those of
+    the images, without which maps would grow or die from block to block.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            else:
+                parameter.uniform_(0.1, 1.0)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        network.train()(images)
+    return network.eval()

@@ -1,6 +1,7 @@
 """Detection outside of training: Ray tasks, each over its own range of images."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -70,7 +71,8 @@ def _detect_places(
         where = f"{path}: offset {offset}"
         payload = read_records(path, [offset])[0]
         rows.append((where, offset, decode_example(payload, where=where)))
-    return part_of(_detect_rows(detector, rows, batch_size=batch_size, settings=settings))
+    part = part_of(_detect_rows(detector, rows, batch_size=batch_size, settings=settings))
+    return replace(part, notices=detector.notices)
 
 
 def detect_files(
@@ -80,8 +82,8 @@ def detect_files(
     spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
-) -> tuple[list[ImageDetections], dict[int, str], list[str]]:
-    """Returns detections of image files in their order, the class names, and what was left out.
+) -> tuple[list[ImageDetections], Detector, list[str]]:
+    """Returns detections of image files in their order, the detector, and what was left out.
 
     An image that cannot be read is left out with a sentence; ids are the paths. To be run as a
     task for a part of the files. The spec serves ``load_detector``.
@@ -98,7 +100,7 @@ def detect_files(
         except DataError as error:
             problems.extend(error.problems)
     found = list(_detect_rows(detector, rows, batch_size=batch_size, settings=settings))
-    return found, detector.class_names, problems
+    return found, detector, problems
 
 
 def _example_of_file(path: str) -> Example:

@@ -29,10 +29,12 @@ class Part:
     Args:
         examples: Records without their encoded bytes.
         detections: Of each record, float64 [D,7] rows whose image number is not set yet.
+        notices: What a person should know about the detector, one sentence each.
     """
 
     examples: tuple[Example, ...]
     detections: tuple[NDArray[np.float64], ...]
+    notices: tuple[str, ...] = ()
 
 
 def part_of(found: Iterable[ImageDetections]) -> Part:

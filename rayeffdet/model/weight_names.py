@@ -3,10 +3,16 @@
 Every function maps our module names (or, for fusion weights, tensor names) to theirs.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from rayeffdet.model.bifpn import node_graph
 from rayeffdet.model.scaling import Architecture
+
+T = TypeVar("T")
+
+_LEVELS_FIRST = re.compile(r"((?:class|box)_net\.bn_rep)\.(\d+)\.(\d+)\.(\w+)$")
 
 _TIMM_BLOCK = {
     "expand.conv": "conv_pw",
@@ -79,6 +85,15 @@ def effdet_names(architecture: Architecture) -> dict[str, str]:
                 norm = f"{theirs}.bn_rep.{repeat}.{level}.bn"
                 names[f"{ours}.norms.{repeat}.{level}"] = norm
     return names
+
+
+def repeats_first(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Returns an effdet state dict whose head norms are numbered by repeat, then by level.
+
+    effdet numbers them the other way round in some networks, and then without ``.bn``; other names
+    stay as they are.
+    """
+    return {_LEVELS_FIRST.sub(r"\1.\3.\2.bn.\4", key): value for key, value in tensors.items()}
 
 
 def _effdet_neck(architecture: Architecture) -> dict[str, str]:

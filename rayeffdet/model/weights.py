@@ -1,24 +1,22 @@
-"""Pretrained weights of effdet detectors and of timm and torchvision backbones."""
+"""Adapters for the weights of others: effdet detectors, timm and torchvision backbones."""
 
-import argparse
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import VARIANTS, Architecture, architecture_of
-from rayeffdet.model.weight_names import effdet_names, timm_names, torchvision_names
+from rayeffdet.model.weight_names import (
+    effdet_names,
+    repeats_first,
+    timm_names,
+    torchvision_names,
+)
+from rayeffdet.model.weight_origin import adopt_epsilon, adopt_scaling, origin_of
 
-# Keys that training scripts nest the tensors under; averaged weights are the better ones.
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 # What wrapping modules put before every name.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 # One tensor that every state dict of the source holds.
@@ -49,12 +47,15 @@ class LoadReport:
         matched: Number of the model's tensors that were loaded.
         total: Number of the model's tensors; the step counters of batch norms are not counted.
         fresh: Names of the model's tensors that were left as they are.
+        notes: What was changed or assumed to make the weights fit, and what makes this network
+            compute otherwise than the source's, a sentence each.
     """
 
     source: str
     matched: int
     total: int
     fresh: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Returns one line for people; more than four fresh tensors are counted per part."""
@@ -68,105 +69,67 @@ class LoadReport:
         return f"{text}; left fresh: {counts}"
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors or ``.pth`` file of this machine.
-
-    Raises:
-        CheckpointError: The file cannot be read, holds no tensors or wants to run code.
-    """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return parse_state_dict(content, name=str(path))
-
-
-def parse_state_dict(content: bytes, *, name: str) -> dict[str, Tensor]:
-    """Returns the tensors in the bytes of a safetensors or ``.pth`` file, wrappers taken off.
-
-    The kind is told by content. Nothing in a ``.pth`` file is executed.
-
-    Args:
-        content: The whole file.
-        name: The file's name for messages.
-
-    Raises:
-        CheckpointError: The bytes are damaged, hold no tensors or want to run code.
-    """
-    document = (
-        _load_safetensors(content, name) if _is_safetensors(content) else _load_pth(content, name)
-    )
-    for wrapper in _WRAPPERS:
-        if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
-            document = document[wrapper]
-            break
-    tensors = dict(document) if isinstance(document, Mapping) else {}
-    tensors = {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{name}: holds no named tensors; a state dict is needed")
-    return tensors
-
-
 def load_matching(
-    model: EfficientDet, state_dict: Mapping[str, Tensor], *, name: str = "the weights"
+    model: EfficientDet,
+    state_dict: Mapping[str, Tensor],
+    *,
+    name: str = "the weights",
+    title: str = "",
 ) -> LoadReport:
     """Loads every tensor of the state dict that the model has, whoever named it.
 
     A class layer with another number of classes is left as it is, and so is what the state dict
     does not hold beyond the backbone. The model is untouched when an error is raised.
 
-    Weights trained with symmetric padding (torchvision, timm without ``tf_``) fit by shape and are
-    a start for training, but their maps come out shifted: nothing in the tensors tells.
+    This network pads as TensorFlow and has its batch norm epsilon, 1e-3. Weights trained with
+    another epsilon are scaled to give equal outputs; the scaling of images that the weights were
+    trained with becomes the architecture's; symmetric padding cannot be made up for. The report's
+    notes say each.
 
     Args:
         model: The detector to load into.
         state_dict: Tensors by the names of rayeffdet, effdet, timm or torchvision.
         name: The file's name for messages.
+        title: What timm or effdet call the weights; empty: the last part of `name`. Padding and
+            epsilon of timm's backbones follow from nothing else.
 
     Raises:
         CheckpointError: No name is known, the backbone is another variant's or not whole, or a
             tensor outside the class layer has another shape.
     """
-    tensors = _without_prefixes(state_dict)
+    tensors = repeats_first(_without_prefixes(state_dict))
     source = _source_of(tensors, name)
     ours = _shapes_of(model)
     theirs = _their_names(ours, model.architecture, source)
-    problem = _backbone_problem(ours, theirs, source, tensors)
+    problem = _backbone_problem(ours, theirs, source, tensors) or _rest_problem(
+        ours, theirs, tensors
+    )
     if problem:
         raise CheckpointError(f"{name}: {problem}{_variant_hint(model, source, tensors)}")
-    found = {key: tensors[their] for key, their in theirs.items() if their in tensors}
-    for key in list(found):
-        if found[key].shape == ours[key]:
-            continue
-        if not key.startswith(_CLASS_LAYER):
-            raise CheckpointError(f"{name}: {_shape_problem(theirs[key], found[key], ours[key])}")
-        del found[key]
+    found = {
+        key: tensors[their]
+        for key, their in theirs.items()
+        if their in tensors and tensors[their].shape == ours[key]
+    }
+    unneeded = _unneeded_biases(theirs, tensors)
+    found |= {key: torch.zeros(ours[key]) for key in unneeded}
+    notes = [f"{len(unneeded)} biases that the file does without are 0"] if unneeded else []
+    origin = origin_of(
+        source,
+        title=title or name.rsplit("/", 1)[-1],
+        architecture=model.architecture,
+        without_biases=bool(unneeded),
+    )
+    notes += adopt_epsilon(found, theirs=origin.epsilon, ours=model.backbone.stem.norm.eps)
+    model.architecture, about_images = adopt_scaling(model.architecture, origin.image_scaling)
     model.load_state_dict(found, strict=False)
-    fresh = tuple(key for key in ours if key not in found)
-    return LoadReport(source=source, matched=len(found), total=len(ours), fresh=fresh)
-
-
-def _is_safetensors(content: bytes) -> bool:
-    return content[8:9] == b"{"
-
-
-def _load_safetensors(content: bytes, name: str) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(content)
-    except SafetensorError as error:
-        raise CheckpointError(f"{name}: damaged safetensors file: {error}") from error
-
-
-def _load_pth(content: bytes, name: str) -> Any:
-    try:
-        # Training scripts leave their arguments in the file: plain values, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # what a foreign pickle raises has no common type
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{name}: neither a safetensors file nor a PyTorch file of plain tensors: {reason}"
-        ) from error
+    return LoadReport(
+        source=source,
+        matched=len(found),
+        total=len(ours),
+        fresh=tuple(key for key in ours if key not in found),
+        notes=(*notes, *about_images, *origin.notes),
+    )
 
 
 def _without_prefixes(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -228,6 +191,20 @@ def _backbone_problem(
     return None
 
 
+def _rest_problem(
+    ours: Mapping[str, torch.Size],
+    theirs: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    *,
+    any_shape: str = _CLASS_LAYER,
+) -> str | None:
+    """Returns which tensor has another shape, if any outside of the layer has."""
+    for key, their in theirs.items():
+        if any_shape not in key and their in tensors and tensors[their].shape != ours[key]:
+            return _shape_problem(their, tensors[their], ours[key])
+    return None
+
+
 def _shape_problem(key: str, tensor: Tensor, shape: torch.Size) -> str:
     return f"{key} is {_by(tensor.shape)}, the model needs {_by(shape)}"
 
@@ -237,15 +214,19 @@ def _by(shape: torch.Size) -> str:
 
 
 def _variant_hint(model: EfficientDet, source: str, tensors: Mapping[str, Tensor]) -> str:
-    """Words which variant the backbone belongs to, when it is one of the table."""
+    """Words which variant the weights belong to, when it is one of the table."""
+    title = _title(model)
     for variant in VARIANTS:
         with torch.device("meta"):
             candidate = EfficientDet(architecture_of(variant, num_classes=1))
         ours = _shapes_of(candidate)
         theirs = _their_names(ours, candidate.architecture, source)
-        if _backbone_problem(ours, theirs, source, tensors) is None:
-            return f"; the file holds the backbone of {variant}, the model is {_title(model)}"
-    return f"; the model is {_title(model)}"
+        if variant != title and not (
+            _backbone_problem(ours, theirs, source, tensors)
+            or _rest_problem(ours, theirs, tensors, any_shape=".predict.")
+        ):
+            return f"; the file holds the backbone of {variant}, the model is {title}"
+    return f"; the model is {title}"
 
 
 def _title(model: EfficientDet) -> str:
@@ -257,3 +238,15 @@ def _title(model: EfficientDet) -> str:
         num_anchors=architecture.num_anchors,
     )
     return architecture.name if architecture.blocks == whole.blocks else f"a pruned {whole.name}"
+
+
+def _unneeded_biases(theirs: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Returns the biases in front of batch norms, if a whole detector does without all of them."""
+    biases = [
+        key
+        for key in theirs
+        if key.endswith((".conv.bias", ".pointwise.bias")) and ".predict." not in key
+    ]
+    layers = [theirs[key].removesuffix("bias") for key in biases]
+    without = all(f"{layer}weight" in tensors and f"{layer}bias" not in tensors for layer in layers)
+    return biases if without else []

@@ -40,6 +40,8 @@ def run(context: Context) -> dict[str, Any]:
             parts.append(part)
             done += len(part.examples)
             bar.update(done, f"{done:,} of {num_images:,} images")
+    for text in dict.fromkeys(text for part in parts for text in part.notices):
+        console.notice(text)
     names = class_names(spec, [index])
     if spec.evaluate.label_map:
         names |= read_label_map(spec.evaluate.label_map)

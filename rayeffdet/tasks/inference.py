@@ -55,13 +55,15 @@ def run(context: Context) -> dict[str, Any]:
         }
         for start in range(0, len(paths), IMAGES_PER_TASK)
     ]
-    parts: dict[int, tuple[list[dict[str, Any]], list[str]]] = {}
+    parts: dict[int, tuple[list[dict[str, Any]], list[str], tuple[str, ...]]] = {}
     with console.progress(len(calls)) as bar:
         for number, part in scatter(infer_files, calls, num_gpus=context.gpus_per_task):
             parts[number] = part
             bar.update(len(parts), f"part {len(parts)} of {len(calls)}")
     detections = [one for number in sorted(parts) for one in parts[number][0]]
     problems = [text for number in sorted(parts) for text in parts[number][1]]
+    for text in dict.fromkeys(text for part in parts.values() for text in part[2]):
+        console.notice(text)
     for text in problems:
         console.notice(f"left out: {text}")
     storage.write_json(journal.path("detections.json"), detections)
@@ -106,16 +108,20 @@ def infer_files(
     spec: Spec,
     batch_size: int,
     settings: PostprocessSettings,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """Writes pictures and labels of some images; returns detections in COCO form and problems."""
-    found, names, problems = detect_files(
+) -> tuple[list[dict[str, Any]], list[str], tuple[str, ...]]:
+    """Writes pictures and labels of some images.
+
+    Returns:
+        Detections in COCO form, images left out, notices about the detector.
+    """
+    found, detector, problems = detect_files(
         paths,
         checkpoint=checkpoint,
         spec=spec,
         batch_size=batch_size,
         settings=settings,
     )
-    names |= given_names
+    names = detector.class_names | given_names
     rows: list[dict[str, Any]] = []
     for one in found:
         _write(one, folder, names, dump_label=dump_label)
@@ -132,7 +138,7 @@ def infer_files(
                     "score": score,
                 }
             )
-    return rows, problems
+    return rows, problems, detector.notices
 
 
 def _write(one: ImageDetections, folder: str, names: dict[int, str], *, dump_label: bool) -> None:

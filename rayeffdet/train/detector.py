@@ -1,6 +1,6 @@
 """A trained network ready to detect, from a checkpoint or from a state dict of effdet."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ from rayeffdet import storage
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import Architecture
-from rayeffdet.model.weights import load_matching, parse_state_dict
+from rayeffdet.model.weight_files import parse_state_dict
+from rayeffdet.model.weight_origin import is_title
+from rayeffdet.model.weights import LoadReport, load_matching
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import build_anchors, build_architecture, input_size
 from rayeffdet.train.checkpoint import Checkpoint, is_state_dict, load_checkpoint
@@ -24,12 +26,14 @@ class Detector:
         anchors_N4: xyxy, on the network's device.
         input_size: Height and width in pixels.
         class_names: Category id to name; empty where the file knows of none.
+        notices: What a person should know about the weights, one sentence each.
     """
 
     network: EfficientDet
     anchors_N4: Tensor
     input_size: tuple[int, int]
     class_names: dict[int, str]
+    notices: tuple[str, ...] = ()
 
 
 def load_detector(path: str, *, spec: Spec, device: torch.device) -> Detector:
@@ -45,7 +49,9 @@ def load_detector(path: str, *, spec: Spec, device: torch.device) -> Detector:
         CheckpointError: The file cannot be read, or the state dict is not the spec's network.
     """
     if is_state_dict(path):
-        return _detector(load_whole_network(path, spec), spec, class_names={}, device=device)
+        network, notices = load_whole_network(path, spec)
+        detector = _detector(network, spec, class_names={}, device=device)
+        return replace(detector, notices=notices)
     return detector_of(load_checkpoint(path, encryption_key=spec.encryption_key), device=device)
 
 
@@ -57,22 +63,48 @@ def detector_of(checkpoint: Checkpoint, *, device: torch.device) -> Detector:
     return _detector(network, spec, class_names=checkpoint.class_names, device=device)
 
 
-def load_whole_network(path: str, spec: Spec) -> EfficientDet:
-    """Returns the spec's network with every tensor from a state dict, on the CPU.
+def load_state_dict_file(network: EfficientDet, path: str) -> LoadReport:
+    """Loads what a state dict of timm, torchvision or effdet has of the network's tensors.
+
+    Args:
+        network: Changed in place.
+        path: The file. Beside it may be the ``config.json`` of timm's hub, whose files all have
+            one name.
+
+    Raises:
+        CheckpointError: The file cannot be read, nothing matches, or it is another variant's.
+    """
+    tensors = parse_state_dict(storage.read_bytes(path), name=path)
+    return load_matching(network, tensors, name=path, title=_title_of(path))
+
+
+def _title_of(path: str) -> str:
+    file = path.rsplit("/", 1)[-1]
+    if is_title(file):
+        return file
+    try:
+        config = storage.read_json(path.removesuffix(file) + "config.json")
+        title = f"{config['architecture']}.{config['pretrained_cfg']['tag']}"
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or of another program
+        return file
+    return title if is_title(title) else file
+
+
+def load_whole_network(path: str, spec: Spec) -> tuple[EfficientDet, tuple[str, ...]]:
+    """Returns the spec's network with every tensor from a state dict, on the CPU, and notices.
 
     Raises:
         CheckpointError: The file cannot be read, or a tensor is missing or has another shape.
     """
     network = EfficientDet(build_architecture(spec))
-    tensors = parse_state_dict(storage.read_bytes(path), name=path)
-    report = load_matching(network, tensors, name=path)
+    report = load_state_dict_file(network, path)
     if report.fresh:
         raise CheckpointError(
             f"{path}: {report.describe()}; a whole detector is needed here: set model and"
             " dataset.num_classes to the network that the file holds, or train from it with"
             " train.checkpoint"
         )
-    return network
+    return network, tuple(f"{path}: {note}" for note in report.notes)
 
 
 def _detector(

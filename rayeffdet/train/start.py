@@ -1,19 +1,19 @@
 """What training starts from: the run's own checkpoint, a given one, a pruned network, weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from rayeffdet import storage
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import Architecture
-from rayeffdet.model.weights import load_matching, parse_state_dict
+from rayeffdet.model.weight_origin import adopt_scaling
+from rayeffdet.model.weights import load_matching
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import build_architecture
 from rayeffdet.train.checkpoint import Checkpoint, is_state_dict, load_checkpoint
 from rayeffdet.train.checkpoint_index import CheckpointIndex
-from rayeffdet.train.detector import load_whole_network
+from rayeffdet.train.detector import load_state_dict_file, load_whole_network
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,17 @@ def starting_point(spec: Spec, folder: str) -> Start:
     if own is not None:
         return Start(_network_of(own, spec, name=given or folder), own, tuple(notices))
     if spec.train.pruned_model_path:
-        return Start(_pruned_network(spec), None, tuple(notices))
+        network, remarks = _pruned_network(spec)
+        return Start(network, None, (*notices, *remarks))
     torch.manual_seed(spec.train.random_seed)
     network = EfficientDet(build_architecture(spec))
     if spec.train.checkpoint:
-        notices.append(load_pretrained(network, spec.train.checkpoint, encryption_key=key))
+        notices += load_pretrained(network, spec.train.checkpoint, encryption_key=key)
     return Start(network, None, tuple(notices))
 
 
-def load_pretrained(network: EfficientDet, path: str, *, encryption_key: str) -> str:
-    """Loads what a file has of the network's tensors and returns a sentence on it.
+def load_pretrained(network: EfficientDet, path: str, *, encryption_key: str) -> list[str]:
+    """Loads what a file has of the network's tensors and returns sentences on it.
 
     Args:
         network: Changed in place.
@@ -73,19 +74,24 @@ def load_pretrained(network: EfficientDet, path: str, *, encryption_key: str) ->
         CheckpointError: Nothing matches, or the backbone is another variant's.
     """
     if is_state_dict(path):
-        tensors = parse_state_dict(storage.read_bytes(path), name=path)
+        report = load_state_dict_file(network, path)
     else:
         checkpoint = load_checkpoint(path, encryption_key=encryption_key)
-        tensors = checkpoint.ema or checkpoint.model
-    return f"{path}: {load_matching(network, tensors, name=path).describe()}"
+        report = load_matching(network, checkpoint.ema or checkpoint.model, name=path)
+        theirs = Architecture.from_dict(checkpoint.architecture)
+        network.architecture, about_images = adopt_scaling(
+            network.architecture, (theirs.image_mean, theirs.image_std)
+        )
+        report = replace(report, notes=(*report.notes, *about_images))
+    return [f"{path}: {text}" for text in (report.describe(), *report.notes)]
 
 
-def _pruned_network(spec: Spec) -> EfficientDet:
+def _pruned_network(spec: Spec) -> tuple[EfficientDet, tuple[str, ...]]:
     path = spec.train.pruned_model_path
     if is_state_dict(path):
         return load_whole_network(path, spec)
     checkpoint = load_checkpoint(path, encryption_key=spec.encryption_key)
-    return _network_of(checkpoint, spec, name=path)
+    return _network_of(checkpoint, spec, name=path), ()
 
 
 def _network_of(checkpoint: Checkpoint, spec: Spec, *, name: str) -> EfficientDet:

@@ -1,22 +1,29 @@
-import argparse
 import dataclasses
-import io
-from pathlib import Path
+import re
 
 import pytest
-import safetensors.torch
 import torch
 import torchvision
-from checkpoints import as_effdet, renamed
-from torch import Tensor
+from checkpoints import as_effdet, perturbed, renamed
+from torch import Tensor, nn
 
 from rayeffdet.errors import CheckpointError
-from rayeffdet.model.efficientdet import EfficientDet
+from rayeffdet.model.efficientdet import EfficientDet, normalise
 from rayeffdet.model.scaling import architecture_of
 from rayeffdet.model.weight_names import timm_names
-from rayeffdet.model.weights import load_matching, parse_state_dict, read_state_dict
+from rayeffdet.model.weights import LoadReport, load_matching
 
 NAME = "efficientdet-d0"
+# Rounding of float64 after hundreds of layers is near 1e-13; a wrong epsilon or tensor is above
+# 1e-4.
+FLOAT64_TOLERANCE = 1e-10
+# On these sizes and every one that follows from them, symmetric padding and SAME are one.
+ODD_SIZE, EVEN_SIZE = (97, 129), (96, 128)
+# Slow but for one of either epsilon.
+TORCHVISION = [
+    pytest.param(f"efficientnet_b{b}", variant, marks=() if b in (0, 5) else pytest.mark.slow)
+    for b, variant in enumerate([*(f"efficientdet-d{d}" for d in range(7)), "efficientdet-d7x"])
+]
 
 
 def make_model(*, num_classes: int = 3, variant: str = NAME) -> EfficientDet:
@@ -52,8 +59,68 @@ def test_effdet_names_are_the_784_of_its_d0() -> None:
 def test_an_effdet_detector_loads_whole(source: EfficientDet) -> None:
     model = make_model()
     report = load_matching(model, as_effdet(source))
-    assert (report.source, report.fresh) == ("effdet", ())
+    assert (report.source, report.fresh, report.notes) == ("effdet", (), ())
     assert report.matched == report.total == 460 + 2 * 108
+    assert_equal_weights(model, source)
+
+
+def without_biases(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What effdet's networks with PyTorch's padding hold of these tensors."""
+    kept = ("predict.conv_pw.bias", "conv_reduce.bias", "conv_expand.bias")
+    return {
+        key: tensor
+        for key, tensor in tensors.items()
+        if not key.endswith((".conv.bias", "_pw.bias")) or key.endswith(kept)
+    }
+
+
+def test_biases_that_effdet_does_without_become_0(source: EfficientDet) -> None:
+    tensors = without_biases(as_effdet(source))
+    assert len(tensors) == 748
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7)
+    report = load_matching(model, tensors)
+    assert (report.fresh, report.matched) == ((), report.total)
+    assert report.notes[0] == "36 biases that the file does without are 0"
+    assert "symmetric padding" in report.notes[-1]
+    for name, parameter in model.named_parameters():
+        if not name.startswith("backbone."):
+            assert torch.equal(parameter, source.get_parameter(name)), name
+
+
+def test_only_the_backbones_norms_make_up_for_their_epsilon(source: EfficientDet) -> None:
+    model = make_model()
+    report = load_matching(model, without_biases(as_effdet(source)))
+    assert "epsilon 1e-05 there and 0.001 here" in report.notes[1]
+    scaled = {
+        name
+        for name, parameter in model.named_parameters()
+        if not torch.equal(parameter, source.get_parameter(name))
+    }
+    assert len(scaled) == 48
+    assert all(re.fullmatch(r"backbone\..*norm\.weight", name) for name in scaled)
+    # The source's norms are fresh: weight and variance are 1.
+    expected = [(1.001 / 1.00001) ** 0.5] * 32
+    assert model.backbone.stem.norm.weight.tolist() == pytest.approx(expected)
+    assert all(torch.equal(b, source.get_buffer(name)) for name, b in model.named_buffers())
+
+
+def test_one_bias_that_is_missing_is_left_fresh_and_named(source: EfficientDet) -> None:
+    tensors = as_effdet(source)
+    del tensors["class_net.conv_rep.1.conv_pw.bias"]
+    report = load_matching(make_model(), tensors)
+    assert report.fresh == ("class_head.convs.1.pointwise.bias",)
+    assert report.notes == ()
+
+
+def test_head_norms_numbered_by_level_first_load_alike(source: EfficientDet) -> None:
+    numbered = re.compile(r"bn_rep\.(\d)\.(\d)\.bn\.")
+    tensors = {numbered.sub(r"bn_rep.\2.\1.", k): t for k, t in as_effdet(source).items()}
+    assert tensors["box_net.bn_rep.4.2.weight"].shape == (64,)
+    model = make_model()
+    assert load_matching(model, tensors).fresh == ()
     assert_equal_weights(model, source)
 
 
@@ -85,24 +152,67 @@ def test_a_timm_backbone_leaves_neck_and_heads_fresh(source: EfficientDet) -> No
     assert report.describe().endswith("left fresh: neck (228), class_head (72), box_head (72)")
 
 
-def test_torchvisions_backbone_computes_the_same() -> None:
-    torch.manual_seed(0)
-    theirs = torchvision.models.efficientnet_b0().double().eval()
-    model = make_model().double().eval()
-    assert load_matching(model, theirs.state_dict()).source == "torchvision"
-    for module in model.backbone.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eps = 1e-5
-    # At odd sizes down to stride 32 both projects pad alike.
-    images = torch.randn(1, 3, 97, 97, dtype=torch.float64)
+def make_torchvision(name: str, size: tuple[int, int]) -> tuple[nn.Module, Tensor]:
+    """A network of torchvision with weights as after training, and images for it."""
+    network = torchvision.models.get_model(name, weights=None).double()
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    return perturbed(network, images), images
+
+
+def torchvision_difference(
+    theirs: nn.Module, images: Tensor, variant: str = NAME
+) -> tuple[float, LoadReport]:
+    """The largest relative difference of P3, P4 and P5 once our backbone has their weights."""
+    model = make_model(variant=variant).double().eval()
+    report = load_matching(model, theirs.state_dict(), name="efficientnet.pth")
     with torch.no_grad():
-        p5, expected = model.backbone(images)[-1], theirs.features[:8](images)
-    assert (p5 - expected).norm() < 1e-10 * expected.norm()
+        pairs = zip(model.backbone(images), features_of_torchvision(theirs, images), strict=True)
+        difference = max(((ours - theirs).norm() / theirs.norm()).item() for ours, theirs in pairs)
+    return difference, report
+
+
+def features_of_torchvision(network: nn.Module, images: Tensor) -> list[Tensor]:
+    p3 = network.features[:4](images)
+    p4 = network.features[4:6](p3)
+    return [p3, p4, network.features[6:8](p4)]
+
+
+@pytest.mark.parametrize(("name", "variant"), TORCHVISION)
+def test_torchvisions_backbones_compute_the_same_where_paddings_agree(
+    name: str, variant: str
+) -> None:
+    difference, report = torchvision_difference(*make_torchvision(name, ODD_SIZE), variant)
+    assert difference < FLOAT64_TOLERANCE
+    assert report.source == "torchvision"
+    assert not any(key.startswith("backbone.") for key in report.fresh)
+    assert any("symmetric padding" in note for note in report.notes)
+
+
+def test_at_even_sizes_torchvisions_symmetric_padding_cannot_be_had() -> None:
+    difference, _ = torchvision_difference(*make_torchvision("efficientnet_b0", EVEN_SIZE))
+    assert difference > 0.1
+
+
+def test_channels_that_hardly_vary_are_equal_too() -> None:
+    theirs, images = make_torchvision("efficientnet_b0", ODD_SIZE)
+    theirs.get_buffer("features.0.1.running_var")[:3] = 0.0
+    theirs.get_buffer("features.7.0.block.3.1.running_var")[:3] = 1e-4
+    difference, _ = torchvision_difference(theirs, images)
+    assert difference < FLOAT64_TOLERANCE
+
+
+def test_weights_for_images_in_minus_1_to_1_get_them_so(source: EfficientDet) -> None:
+    model = make_model()
+    images_BHW3 = torch.arange(192, dtype=torch.uint8).view(1, 8, 8, 3)
+    load_matching(model, as_timm(source), name="/x/tf_efficientnet_b0_ap-f262efe1.pth")
+    expected = images_BHW3.permute(0, 3, 1, 2) / 127.5 - 1
+    assert torch.allclose(normalise(images_BHW3, model.architecture), expected, atol=1e-6)
 
 
 def test_our_own_tensors_load_by_identity(source: EfficientDet) -> None:
     model = make_model()
-    assert load_matching(model, source.state_dict()).source == "rayeffdet"
+    report = load_matching(model, source.state_dict())
+    assert (report.source, report.fresh, report.notes) == ("rayeffdet", (), ())
     assert_equal_weights(model, source)
 
 
@@ -127,6 +237,13 @@ def test_another_variants_backbone_is_an_error_that_names_it(
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
+def test_a_neck_of_another_variant_is_an_error_that_names_it() -> None:
+    tensors = as_effdet(make_model(variant="efficientdet-lite3"))
+    expected = "holds the backbone of efficientdet-lite3, the model is efficientdet-lite3x"
+    with pytest.raises(CheckpointError, match=expected):
+        load_matching(make_model(variant="efficientdet-lite3x"), tensors)
+
+
 def test_a_pruned_model_says_so(source: EfficientDet) -> None:
     architecture = source.architecture
     pruned = dataclasses.replace(
@@ -146,59 +263,3 @@ def test_a_neck_of_other_width_is_an_error(source: EfficientDet) -> None:
     narrow = EfficientDet(dataclasses.replace(source.architecture, fpn_channels=32))
     with pytest.raises(CheckpointError, match=r"fpn\.resample\.3\.conv\.conv\.weight is 64x320"):
         load_matching(narrow, as_effdet(source))
-
-
-def as_pth(document: object) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(document, buffer)
-    return buffer.getvalue()
-
-
-def test_safetensors_are_told_by_content(tmp_path: Path) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_bytes(safetensors.torch.save({"a": torch.ones(2)}))
-    assert torch.equal(read_state_dict(path)["a"], torch.ones(2))
-
-
-@pytest.mark.parametrize("wrapper", ["state_dict", "state_dict_ema", "model"])
-def test_pth_wrappers_come_off(wrapper: str) -> None:
-    content = as_pth({"epoch": 3, "args": argparse.Namespace(lr=1), wrapper: {"a": torch.ones(2)}})
-    assert list(parse_state_dict(content, name="x.pth")) == ["a"]
-
-
-def test_averaged_weights_win() -> None:
-    content = as_pth({"state_dict": {"a": torch.ones(1)}, "state_dict_ema": {"a": torch.zeros(1)}})
-    assert parse_state_dict(content, name="x.pth")["a"].item() == 0
-
-
-class Malicious:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return print, ("code from a checkpoint ran",)
-
-
-def test_a_pth_with_code_is_refused_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(CheckpointError, match=r"x\.pth: neither"):
-        parse_state_dict(as_pth({"a": Malicious()}), name="x.pth")
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"", "neither a safetensors file nor a PyTorch file"),
-        (b"hello world, not weights", "neither a safetensors file nor a PyTorch file"),
-        (safetensors.torch.save({"a": torch.ones(9)})[:-5], "damaged safetensors file"),
-        (as_pth({"a": torch.ones(9)})[:-50], "neither a safetensors file nor a PyTorch file"),
-        (as_pth([1, 2]), "no named tensors"),
-    ],
-)
-def test_unusable_files_get_one_line(content: bytes, expected: str) -> None:
-    with pytest.raises(CheckpointError, match=expected) as caught:
-        parse_state_dict(content, name="w.bin")
-    assert str(caught.value).startswith("w.bin: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"gone\.pth: cannot be read: No such file"):
-        read_state_dict(tmp_path / "gone.pth")

@@ -124,6 +124,17 @@ def test_a_state_dict_that_is_not_the_whole_network_of_the_spec_is_refused(
         load_detector(path, spec=make_spec(fields), device=CPU)
 
 
+def test_what_a_state_dict_says_of_itself_comes_with_the_detector(
+    tmp_path, make_spec, make_trainee
+):
+    path = str(tmp_path / "tf_efficientdet_d0_ap.pth")
+    save_tensors(path, as_effdet(make_trainee(make_spec()).network))
+    detector = load_detector(path, spec=make_spec(), device=CPU)
+    assert len(detector.notices) == 1
+    assert detector.notices[0].startswith(f"{path}: trained on images scaled to -1..1")
+    assert detector.network.architecture.image_mean == (0.5, 0.5, 0.5)
+
+
 def test_a_missing_file_is_a_checkpoint_error(tmp_path, make_spec):
     with pytest.raises(CheckpointError, match="there is no such file"):
         load_detector(str(tmp_path / "gone.tlt"), spec=make_spec(), device=CPU)

@@ -1,12 +1,16 @@
+import json
 import re
+from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
-from checkpoints import as_effdet
+from checkpoints import as_effdet, renamed
 
 from rayeffdet.errors import CheckpointError
 from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import architecture_of
+from rayeffdet.model.weight_names import timm_names, torchvision_names
 from rayeffdet.spec.load import with_values
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.checkpoint import Checkpoint, save_checkpoint
@@ -135,6 +139,79 @@ def test_training_starts_from_a_whole_detector_of_effdet(tmp_path, field):
     start = starting_point(spec_with(**{field: path}), str(tmp_path / "train"))
     assert first_weight(start.network) == 5
     assert start.resumed is None
+
+
+def save_backbone(folder, names, file: str, *, variant: str = "efficientdet-d0") -> str:
+    """Writes a fresh backbone with the tensor names of another program; returns the path."""
+    network = EfficientDet(architecture_of(variant, num_classes=2))
+    tensors = renamed(network, names(network.architecture))
+    safetensors.torch.save_file(tensors, folder / file)
+    return str(folder / file)
+
+
+@pytest.mark.parametrize(
+    ("names", "file", "words"),
+    [
+        (timm_names, "tf_efficientnet_b0.safetensors", []),
+        (timm_names, "efficientnet_b0.safetensors", ["epsilon 1e-05 there", "symmetric padding"]),
+        (timm_names, "tf_efficientnet_b0.ap_in1k.safetensors", ["images scaled to -1..1"]),
+        (timm_names, "backbone.safetensors", ["taken as a tf_efficientnet"]),
+        (torchvision_names, "b0.safetensors", ["epsilon 1e-05 there", "symmetric padding"]),
+    ],
+)
+def test_a_backbone_says_what_was_loaded_and_what_stays_different(tmp_path, names, file, words):
+    path = save_backbone(tmp_path, names, file)
+    notices = starting_point(spec_with(checkpoint=path), str(tmp_path / "train")).notices
+    source = names.__name__.removesuffix("_names")
+    assert notices[0].startswith(f"{path}: 304 of 676 tensors loaded from {source} weights")
+    assert len(notices) == 1 + len(words)
+    for notice, word in zip(notices[1:], words, strict=True):
+        assert notice.startswith(f"{path}: ")
+        assert word in notice
+
+
+def test_timms_hub_says_beside_the_file_what_it_is(tmp_path):
+    path = save_backbone(tmp_path, timm_names, "model.safetensors")
+    config = {"architecture": "efficientnet_b0", "pretrained_cfg": {"tag": "ra_in1k"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    start = starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
+    assert "epsilon 1e-05 there" in start.notices[1]
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"architecture": "bert"}', '{"pretrained_cfg": 1}'])
+def test_a_config_of_something_else_beside_the_file_is_passed_over(tmp_path, text):
+    path = save_backbone(tmp_path, timm_names, "model.safetensors")
+    (tmp_path / "config.json").write_text(text)
+    start = starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
+    assert "name model.safetensors tells" in start.notices[1]
+
+
+@pytest.mark.parametrize("kind", ["checkpoint of this project", "state dict of timm"])
+def test_another_variant_is_an_error_that_names_both(tmp_path, kind):
+    if kind == "state dict of timm":
+        path = save_backbone(tmp_path, timm_names, "b1.safetensors", variant="efficientdet-d1")
+    else:
+        network = EfficientDet(architecture_of("efficientdet-d1", num_classes=2))
+        path = save(tmp_path / "d1.tlt", network, epoch=1)
+    words = "holds the backbone of efficientdet-d1, the model is efficientdet-d0"
+    with pytest.raises(CheckpointError, match=words):
+        starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
+
+
+def test_weights_without_one_tensor_of_the_network_are_an_error(tmp_path):
+    path = str(tmp_path / "resnet18.pth")
+    torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, path)
+    with pytest.raises(CheckpointError, match="none of 1 tensors belongs to the model"):
+        starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
+
+
+def test_a_network_takes_its_images_as_the_one_that_it_starts_from(tmp_path):
+    network = network_filled_with(1)
+    network.architecture = replace(network.architecture, image_mean=(0.5, 0.5, 0.5))
+    path = save(tmp_path / "advprop.tlt", network, epoch=1)
+    start = starting_point(spec_with(checkpoint=path), str(tmp_path / "train"))
+    assert start.network.architecture.image_mean == (0.5, 0.5, 0.5)
+    assert any("trained on images scaled to -1..1" in text for text in start.notices)
 
 
 def test_an_encrypted_checkpoint_needs_its_key(tmp_path):
