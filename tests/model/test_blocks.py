@@ -48,14 +48,14 @@ def test_even_stride_2_convolution_starts_at_the_first_cell() -> None:
     assert sums[0, 0, 0, 0] == 0 + 1 + 2 + 4 + 5 + 6 + 8 + 9 + 10
 
 
-def widths(*, stage: int) -> BlockWidths:
+def widths(*, stage: int, se_channels: int = 1) -> BlockWidths:
     expanded = 4 if stage == 1 else 24
     return BlockWidths(
         kernel=3,
         stride=1,
         in_channels=4,
         expand_channels=expanded,
-        se_channels=1,
+        se_channels=se_channels,
         out_channels=4,
         stage=stage,
     )
@@ -64,6 +64,23 @@ def widths(*, stage: int) -> BlockWidths:
 def test_only_the_first_stage_does_not_expand_even_at_equal_widths() -> None:
     assert MBConv(widths(stage=1), residual=True, drop_rate=0).expand is None
     assert MBConv(widths(stage=2), residual=True, drop_rate=0).expand is not None
+
+
+def test_a_block_without_squeeze_channels_has_no_tensors_for_them() -> None:
+    block = MBConv(widths(stage=2, se_channels=0), residual=True, drop_rate=0)
+    assert not any(name.startswith("squeeze_excite") for name in block.state_dict())
+    block(torch.randn(2, 4, 5, 5))
+
+
+def test_relu6_bounds_what_enters_the_projection() -> None:
+    block = MBConv(
+        widths(stage=2, se_channels=0), residual=True, drop_rate=0, activation="relu6"
+    ).eval()
+    entered: list[torch.Tensor] = []
+    for layer in (block.depthwise, block.project):
+        layer.register_forward_pre_hook(lambda _module, inputs: entered.append(inputs[0]))
+    block(torch.randn(2, 4, 9, 9) * 1e3)
+    assert [(maps.min().item(), maps.max().item()) for maps in entered] == [(0, 6), (0, 6)]
 
 
 def test_residual_is_added_only_when_asked_for() -> None:
