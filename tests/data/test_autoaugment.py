@@ -1,3 +1,6 @@
+from itertools import product
+from zlib import crc32
+
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -5,6 +8,21 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from rayeffdet.data.autoaugment import auto_color_distortion, auto_translate_xy
 
 SEEDS = range(200)
+
+
+class Dice:
+    """A random generator whose next throws are given; magnitudes are drawn from 0 to 15."""
+
+    def __init__(self, magnitude, *choices):
+        self.magnitude, self.choices = magnitude, choices
+
+    def uniform(self, low, high):
+        assert (low, high) == (0, 15)
+        return self.magnitude
+
+    def integers(self, high, size=None):
+        assert max(self.choices) < high
+        return self.choices[0] if size is None else np.array(self.choices)
 
 
 def scene(height=120, width=160):
@@ -57,6 +75,51 @@ def test_every_distortion_is_one_of_five_and_all_occur():
     assert np.mean(factors) == pytest.approx(1.45, abs=0.2)
 
 
+@pytest.mark.parametrize("magnitude", np.linspace(0, 15, 13))
+def test_the_five_distortions_are_those_of_pillow_at_every_magnitude(magnitude):
+    found = {crc32(auto_color_distortion(scene(), Dice(magnitude, c)).tobytes()) for c in range(5)}
+    enhanced = [
+        Image.blend(degenerate, scene(), 0.18 * magnitude + 0.1)
+        for degenerate in degenerates().values()
+    ]
+    expected = {crc32(image.tobytes()) for image in [ImageOps.equalize(scene()), *enhanced]}
+    assert found == expected
+    assert len(found) == (2 if magnitude == 5 else 5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        (0, 1),
+        (0, 2),
+        (0, 20),
+        (0, 128),
+        (0, 256),
+        (60, 200),
+        (100, 101),
+        (100, 110),
+        (128, 256),
+        (250, 256),
+        (255, 256),
+    ],
+)
+def test_equalize_spreads_the_histogram_of_each_channel(low, high):
+    rng = np.random.default_rng(low)
+    pixels = rng.integers(low, high, (40, 60, 3), dtype=np.uint8)
+    last_of_five = 4
+    found = auto_color_distortion(Image.fromarray(pixels), Dice(7.5, last_of_five))
+    expected = np.stack([equalized(pixels[..., channel]) for channel in range(3)], axis=-1)
+    np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def equalized(channel):
+    """Each value becomes the number of pixels below it in steps of a 255th of all but the last."""
+    counts = np.bincount(channel.ravel(), minlength=256)
+    step = (counts.sum() - counts[counts > 0][-1]) // 255
+    below = np.cumsum(counts) - counts
+    return ((below + step // 2) // step).clip(max=255)[channel] if step else channel
+
+
 def test_a_distortion_is_decided_by_the_random_state():
     np.testing.assert_array_equal(distorted(3), distorted(3))
     assert not np.array_equal(distorted(3), distorted(4))
@@ -78,8 +141,8 @@ def test_sharpness_agrees_with_the_smoothing_kernel():
     assert np.abs((windows * kernel).sum(axis=(-1, -2)) - smooth[1:-1, 1:-1]).max() <= 1
 
 
-def translated(seed, boxes_xyxy, labels, image=None):
-    return auto_translate_xy(image or scene(), boxes_xyxy, labels, np.random.default_rng(seed))
+def translated(rng, boxes_xyxy, labels, image=None):
+    return auto_translate_xy(image or scene(), boxes_xyxy, labels, rng)
 
 
 def found_shift(moved):
@@ -103,7 +166,8 @@ def test_a_translation_moves_boxes_with_the_picture_along_one_axis_either_way():
     image = scene()
     shifts = []
     for seed in range(60):
-        moved, moved_boxes, moved_labels = translated(seed, boxes_xyxy, labels, image)
+        rng = np.random.default_rng(seed)
+        moved, moved_boxes, moved_labels = translated(rng, boxes_xyxy, labels, image)
         x, y = found_shift(moved)
         expected = np.clip(boxes_xyxy + np.array((x, y, x, y)), 0, (160, 120, 160, 120))
         if (expected[0, 2:] - expected[0, :2] >= 1).all():
@@ -117,42 +181,59 @@ def test_a_translation_moves_boxes_with_the_picture_along_one_axis_either_way():
     assert 60 < np.abs(shifts).max() < 75
 
 
-def test_what_a_translation_uncovers_is_grey():
-    moved = [np.asarray(translated(seed, *none())[0]) for seed in range(12)]
-    for picture in moved:
-        x, y = found_shift(picture)
-        uncovered = np.ones(picture.shape[:2], bool)
-        uncovered[max(0, y) : 120 + min(0, y), max(0, x) : 160 + min(0, x)] = False
-        assert (picture[uncovered] == 128).all()
+@pytest.mark.parametrize(
+    ("magnitude", "distance"),
+    [
+        (0, 0),
+        (0.19, 0),
+        (0.2, 1),
+        (1.5, 7),
+        (3.1, 15),
+        (4.5, 22),
+        (6, 30),
+        (7.5, 37),
+        (9.99, 49),
+        (12, 60),
+        (14.99, 74),
+        (15, 75),
+    ],
+)
+def test_the_four_translations_are_those_of_pillow_at_every_magnitude(magnitude, distance):
+    boxes_xyxy = np.array([[0, 50, 3, 60], [70, 50, 90.5, 70], [100, 119, 160, 120]], np.float32)
+    found = [
+        translated(Dice(magnitude, *choices), boxes_xyxy, np.array([7, 8, 9]))
+        for choices in product((0, 1), repeat=2)
+    ]
+    expected = [
+        expected_shift(boxes_xyxy.tolist(), x * distance, y * distance)
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1))
+    ]
+    found = [
+        (crc32(moved.tobytes()), dict(zip(labels.tolist(), boxes.tolist(), strict=True)))
+        for moved, boxes, labels in found
+    ]
+    assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-def none():
-    return np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-
-
-def test_a_box_pushed_outside_is_dropped_and_its_neighbours_keep_their_labels():
-    boxes_xyxy = np.array([[0, 50, 3, 60], [70, 50, 90, 70], [157, 50, 160, 60]], np.float32)
-    seen = set()
-    for seed in range(60):
-        moved, moved_boxes, labels = translated(seed, boxes_xyxy, np.array([7, 8, 9]))
-        x, y = found_shift(moved)
-        if y:
-            continue
-        seen.add(np.sign(x) * (abs(x) >= 3))
-        expected = [7, 8, 9]
-        if x < -2:
-            expected.remove(7)
-        if x > 2:
-            expected.remove(9)
-        assert labels.tolist() == expected
-        assert (moved_boxes[:, 2:] > moved_boxes[:, :2]).all()
-    assert {-1, 1} <= seen
+def expected_shift(boxes_xyxy, x, y):
+    """The checksum of the picture, and the box of each label that keeps a pixel of each side."""
+    moved = scene().transform(
+        (160, 120), Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y), fillcolor=(128, 128, 128)
+    )
+    kept = {}
+    for label, (x1, y1, x2, y2) in zip((7, 8, 9), boxes_xyxy, strict=True):
+        left, right = max(0, x1 + x), min(160, x2 + x)
+        top, bottom = max(0, y1 + y), min(120, y2 + y)
+        if right - left >= 1 and bottom - top >= 1:
+            kept[label] = [left, top, right, bottom]
+    return crc32(moved.tobytes()), kept
 
 
 def test_a_picture_smaller_than_the_shift_becomes_grey_without_boxes():
     image = Image.new("RGB", (8, 8), (255, 0, 0))
     boxes_xyxy, labels = np.array([[0, 0, 8, 8]], np.float32), np.array([1])
-    results = [translated(seed, boxes_xyxy, labels, image) for seed in range(10)]
+    rngs = map(np.random.default_rng, range(10))
+    results = [translated(rng, boxes_xyxy, labels, image) for rng in rngs]
     emptied = [(picture, left) for picture, _, left in results if not len(left)]
     assert emptied
     assert all((np.asarray(picture) == 128).all() for picture, _ in emptied)

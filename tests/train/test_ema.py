@@ -70,6 +70,35 @@ def test_the_ramp_and_the_batch_statistics_follow_the_formula():
             torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=1e-14)
 
 
+# Steps taken to the weight of the past, for a decay of 0.9998. (1 + n) / (10 + n) is that number
+# itself at n = 44990.
+DECAYS = {
+    0: 1 / 10,
+    1: 2 / 11,
+    2: 1 / 4,
+    3: 4 / 13,
+    8: 1 / 2,
+    17: 2 / 3,
+    80: 9 / 10,
+    890: 99 / 100,
+    8990: 999 / 1000,
+    44989: 44990 / 44999,
+    44990: 0.9998,
+    44991: 0.9998,
+    10**9: 0.9998,
+}
+
+
+@pytest.mark.parametrize(("step", "decay"), DECAYS.items())
+def test_the_past_gains_weight_with_the_steps_up_to_the_decay(step, decay):
+    model = nn.Linear(1, 1, bias=False).double()
+    nn.init.ones_(model.weight)
+    ema = Ema(model, 0.9998)
+    nn.init.zeros_(model.weight)
+    ema.update(model, step)
+    assert ema.state_dict()["weight"].item() == pytest.approx(decay, rel=1e-12)
+
+
 def test_updating_never_asks_the_device_for_a_value():
     model = network().to("meta")
     ema = Ema(model, 0.9)
