@@ -20,8 +20,8 @@ class Detections(NamedTuple):
     """The detections of a batch: in each row the best first, then padding.
 
     Attributes:
-        boxes_xyxy_BD4: float32, pixels of the original image, inside it; padding 0.
-        scores_BD: float32 in 0..1, descending; padding 0.
+        boxes_xyxy_BD4: Pixels of the original image, inside it; padding 0.
+        scores_BD: In 0..1, descending; padding 0.
         labels_BD: int64 class channel; padding -1.
         num_B: int64 number of detections of each image.
     """
@@ -50,11 +50,12 @@ def postprocess(
     """Return the detections of a batch, in pixels of the original images.
 
     The best (anchor, class) pairs by logit are decoded, scaled, clipped to their image (a box
-    that this leaves without area is dropped), and thinned by NMS within each class.
+    that this leaves without area is dropped), and thinned by NMS within each class. All in the
+    precision of the anchors.
 
     Args:
         class_logits_BNK: Class logits of any floating dtype.
-        box_deltas_BN4: Predicted box code.
+        box_deltas_BN4: Predicted box code of any floating dtype.
         anchors_xyxy_N4: Anchors in pixels of the network's input.
         scales_B: Factor from the network's pixels to the original's, per image.
         sizes_B2: Original (height, width), per image.
@@ -69,12 +70,14 @@ def postprocess(
     """
     assert nms in ("hard", "soft"), nms
     logits_BT, anchors_BT, labels_BT = _best_pairs(class_logits_BNK, max_nms_inputs)
-    deltas_BT4 = box_deltas_BN4.gather(1, anchors_BT[..., None].expand(-1, -1, 4)).float()
-    boxes_xyxy_BT4 = decode_boxes(deltas_BT4, anchors_xyxy_N4[anchors_BT]) * scales_B[:, None, None]
+    anchors_xyxy_BT4 = anchors_xyxy_N4[anchors_BT]
+    deltas_BT4 = box_deltas_BN4.gather(1, anchors_BT[..., None].expand(-1, -1, 4))
+    boxes_xyxy_BT4 = decode_boxes(deltas_BT4.to(anchors_xyxy_BT4.dtype), anchors_xyxy_BT4)
+    boxes_xyxy_BT4 = boxes_xyxy_BT4 * scales_B[:, None, None]
     height_B1, width_B1 = sizes_B2.split(1, dim=1)
     boxes_xyxy_BT4 = clip_xyxy(boxes_xyxy_BT4, height=height_B1, width=width_B1)
     lowest = max(min_score, _SOFT_NMS_MIN_SCORE) if nms == "soft" else min_score
-    scores_BT = logits_BT.float().sigmoid()
+    scores_BT = logits_BT.to(anchors_xyxy_BT4.dtype).sigmoid()
     is_candidate_BT = (scores_BT >= lowest) & (area_xyxy(boxes_xyxy_BT4) > 0)
     scores_BT = torch.where(is_candidate_BT, scores_BT, _OUT)
 
