@@ -31,6 +31,7 @@ SHUFFLE = Shuffle(SEED, shuffle_file=True, shuffle_buffer=10_000, cycle_length=3
 VARIED = loader.Augmentation(
     hflip=True, min_scale=0.8, max_scale=1.2, color_distortion=False, translate_xy=False
 )
+GREY = torch.tensor([124, 116, 104], dtype=torch.uint8)
 SUPPRESSION = PostprocessSettings(
     max_nms_inputs=5000, max_detections=100, min_score=0.0, nms="hard", sigma=0.5
 )
@@ -45,17 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=128, help="side of the input in pixels")
     parser.add_argument("--epochs", type=int, default=14)
     given = parser.parse_args(arguments)
-    size_hw = given.size, given.size
     train, val = (read_index(p, given.num_classes) for p in (given.train, given.val))
     names = {i: f"class {i}" for i in range(1, given.num_classes)} | val.class_names
     vary = partial(
-        loader.training_sample, size_hw=size_hw, augmentation=VARIED, seed=SEED, skip_crowd=True
+        loader.training_sample, augmentation=VARIED, padding_rgb=GREY, seed=SEED, skip_crowd=True
     )
-    letterbox = partial(loader.evaluation_sample, size_hw=size_hw)
+    letterbox = partial(loader.evaluation_sample, padding_rgb=GREY)
     trainee = new_trainee(num_channels=given.num_classes - 1, size=given.size)
 
     def evaluate(_: int) -> Metrics:
-        batches = load(val, 0, SEQUENTIAL, letterbox)
+        batches = load(val, 0, SEQUENTIAL, letterbox, given.size)
         network, anchors_N4 = trainee.network.eval(), trainee.anchors_N4
         with trainee.ema.applied_to(network):
             part = part_of(detect(network, batches, anchors_N4=anchors_N4, settings=SUPPRESSION))
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for event in train_epochs(
         trainee,
         first_epoch=0,
-        batches=lambda epoch: load(train, epoch, SHUFFLE, vary),
+        batches=lambda epoch: load(train, epoch, SHUFFLE, vary, given.size),
         learning_rate=partial(learning_rate, total_steps=given.epochs * steps, **rate),
         evaluate=evaluate,
         save=lambda epoch, metrics: "",
@@ -86,11 +86,12 @@ def read_index(pattern: str, num_classes: int) -> RecordIndex:
     return join_shards([index_shard(p, num_classes=num_classes) for p in find_shards([pattern])])
 
 
-def load(data: RecordIndex, epoch: int, order: Shuffle, sample: Callable) -> Iterator[loader.Batch]:
+def load(data: RecordIndex, epoch: int, order: Shuffle, sample: Callable, size: int) -> Iterator:
     epochs = Epochs(data.num_records, BATCH_SIZE)
     shares = (epochs.share(epoch, step, rank=0, world_size=1) for step in range(epochs.steps))
     rows = (list(read_rows(data, share, order)) for share in shares)
-    return loader.load_batches(rows, sample, max_instances=100, num_threads=2, prefetch=2)
+    limits = {"max_instances": 100, "num_threads": 2, "prefetch": 2}
+    return loader.load_batches(rows, sample, size_hw=(size, size), **limits)
 
 
 def read_rows(data: RecordIndex, positions: range, order: Shuffle) -> Iterator[loader.Row]:

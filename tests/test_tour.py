@@ -10,6 +10,7 @@ Tensors are named with their axes: B images, H W pixels, N anchors, K classes, G
 """
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from rayeffdet.data.index import index_shard, join_shards
 from rayeffdet.data.loader import evaluation_sample, load_batches
 from rayeffdet.data.order import records_at
 from rayeffdet.data.tfrecord import iterate_records
-from rayeffdet.distributed.ingest import _places, _read_block
+from rayeffdet.distributed.ingest import _places, read_block
 from rayeffdet.evaluate.build import build_postprocess
 from rayeffdet.evaluate.detect import detect
 from rayeffdet.evaluate.results import metrics_of_parts, part_of
@@ -44,6 +45,7 @@ from rayeffdet.train.build import (
     build_step_settings,
     build_trainee,
     input_size,
+    padding_rgb,
 )
 from rayeffdet.train.checkpoint import Checkpoint, save_checkpoint
 from rayeffdet.train.detector import load_detector
@@ -145,7 +147,7 @@ def from_the_shard_to_a_row(path):
     # travel as an Arrow table, still encoded.
     places = _places(index, share, build_shuffle(SPEC))
     assert places == [(path, 0, 3)]
-    (table,) = _read_block(places)
+    table = read_block(places)
     (row,) = table_to_examples(table)
     where, position, example = row
     assert (where, position, example.source_id) == (f"{path}: offset 0", 3, "917")
@@ -160,11 +162,10 @@ def from_the_row_to_a_batch(row):
 
     # data/transforms flips, scales and crops into the network's input; boxes follow the picture.
     # All that is random depends on seed and position alone, so a sample can be made anywhere.
-    sample = build_sample(SPEC)(row)
-    height, width = input_size(SPEC)
-    assert (sample.image_HW3.shape, sample.image_HW3.dtype) == ((height, width, 3), np.uint8)
+    image_3HW = torch.empty(3, *input_size(SPEC), dtype=torch.uint8)
+    sample = build_sample(SPEC, build_architecture(SPEC))(row, image_3HW)
     ((x1, y1, x2, y2),) = sample.boxes_xyxy.round().astype(int)
-    is_red_HW = sample.image_HW3[..., 0].astype(int) - sample.image_HW3[..., 2] > 40
+    is_red_HW = image_3HW[0].int() - image_3HW[2] > 40
     assert is_red_HW[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].all()
     assert is_red_HW.sum() == pytest.approx((x2 - x1) * (y2 - y1), rel=0.05)
 
@@ -172,12 +173,13 @@ def from_the_row_to_a_batch(row):
     # the network, category id - 1; rows of padding have label -1.
     (batch,) = load_batches(
         [[row]],
-        build_sample(SPEC),
+        build_sample(SPEC, build_architecture(SPEC)),
+        size_hw=input_size(SPEC),
         max_instances=SPEC.dataset.max_instances_per_image,
         num_threads=1,
         prefetch=SPEC.dataset.loader.prefetch_size,
     )
-    assert np.array_equal(batch.images_BHW3[0], sample.image_HW3)
+    assert torch.equal(batch.images_B3HW[0], image_3HW)
     assert np.array_equal(batch.boxes_BG4[0, :1], sample.boxes_xyxy)
     assert batch.labels_BG.tolist() == [[1] + 15 * [-1]]
     assert batch.source_ids == ("917",)
@@ -191,7 +193,7 @@ def from_the_batch_to_a_trained_step(batch):
     trainee = build_trainee(SPEC, EfficientDet(build_architecture(SPEC)), WORLD)
 
     # Only now, on the device, do bytes become floats: ImageNet's mean is 0.
-    images_B3HW = normalise(batch.images_BHW3, build_architecture(SPEC))
+    images_B3HW = normalise(batch.images_B3HW, build_architecture(SPEC))
     assert (images_B3HW.shape, images_B3HW.dtype) == ((1, 3, 128, 192), torch.float32)
 
     # model/: EfficientNet, BiFPN and two heads answer for each anchor of ops/anchors. Levels 3 to 7
@@ -263,7 +265,8 @@ def from_the_checkpoint_to_metrics(path, row):
     def batches():
         return load_batches(
             [[row]],
-            lambda row: evaluation_sample(row, size_hw=detector.input_size),
+            partial(evaluation_sample, padding_rgb=padding_rgb(detector.network.architecture)),
+            size_hw=detector.input_size,
             max_instances=1,
             num_threads=1,
             prefetch=0,
@@ -272,7 +275,7 @@ def from_the_checkpoint_to_metrics(path, row):
     # Evaluation never varies the picture: 240 x 120 fits 192 x 128 at 0.8, with padding below it.
     (batch,) = batches()
     assert batch.scales_B.item() == pytest.approx(1 / 0.8)
-    assert (batch.images_BHW3[0, 96:] == torch.tensor([124, 116, 104])).all()
+    assert (batch.images_B3HW[0, :, 96:] == torch.tensor([124, 116, 104])[:, None, None]).all()
 
     # evaluate/detect: network and ops/postprocess. After one step it cannot know anything yet, but
     # what it says lies inside the original picture, best first.

@@ -2,16 +2,27 @@
 
 import io
 import struct
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from rayeffdet.errors import DataError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 
-# What Pillow's readers raise on broken bytes, beside plain OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# What the readers raise on broken bytes, beside plain OSError; torchvision's are RuntimeErrors.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    RuntimeError,
+    Image.DecompressionBombError,
+)
 
 _ORIENTATION_TAG = 0x0112
 _TO_UPRIGHT = {
@@ -26,53 +37,98 @@ _TO_UPRIGHT = {
 _SWAPS_SIDES = frozenset(_TO_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 
-def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
-    """Decodes JPEG, PNG, BMP or WebP bytes to an upright 8-bit RGB picture.
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A JPEG, PNG, BMP or WebP file of which the header has been read.
 
-    The EXIF orientation is applied. Grey, palette and CMYK pictures are converted to RGB, 16-bit
-    grey keeps its high byte, and an alpha channel is dropped (colours are not blended).
+    Attributes:
+        where: Names the record or file in an error.
+        height: Of the upright picture, in pixels.
+        width: Of the upright picture, in pixels.
+        can_shrink: Whether decoding at a half, a quarter or an eighth of the size saves work.
+    """
+
+    where: str
+    height: int
+    width: int
+    can_shrink: bool
+    _encoded: bytes | memoryview
+    _image: Image.Image
+    _turn: Image.Transpose | None
+
+    def pixels_HW3(self, *, shrink: int = 1) -> Tensor:
+        """Returns the upright picture, uint8 RGB on the host.
+
+        The EXIF orientation is applied. Grey, palette and CMYK pictures are converted to RGB,
+        16-bit grey keeps its high byte, and an alpha channel is dropped (colours are not blended).
+
+        Args:
+            shrink: 1, or where ``can_shrink`` 2, 4 or 8: both sides are divided by it, rounded up.
+
+        Raises:
+            DataError: The bytes are broken or truncated.
+        """
+        assert shrink == 1 or self.can_shrink
+        image = self._image
+        try:
+            if shrink > 1:
+                image.draft("RGB", (image.width // shrink, image.height // shrink))
+            elif image.format == "JPEG" and image.mode == "RGB" and self._turn is None:
+                # The same libjpeg as Pillow's, without two copies of the pixels.
+                pixels_3HW: Tensor = decode_jpeg(_as_tensor(self._encoded), ImageReadMode.RGB)
+                return pixels_3HW.permute(1, 2, 0)
+            rgb = _to_rgb(image)
+        except _BROKEN as error:
+            raise _unreadable(self.where, error) from error
+        return torch.from_numpy(np.array(rgb if self._turn is None else rgb.transpose(self._turn)))
+
+
+def open_image(encoded: bytes | memoryview, *, where: str) -> EncodedImage:
+    """Reads the header of an image file.
 
     Args:
         encoded: The bytes of the image file.
         where: Names the record or file in an error.
 
     Raises:
-        DataError: The bytes are not such an image, or are broken or truncated.
+        DataError: The bytes are no JPEG, PNG, BMP or WebP image.
     """
     try:
-        image = _open(encoded)
+        image = Image.open(io.BytesIO(encoded), formats=_FORMATS)
         turn = _turn_to_upright(image)
-        rgb = _to_rgb(image)
     except _BROKEN as error:
         raise _unreadable(where, error) from error
-    return rgb if turn is None else rgb.transpose(turn)
+    width, height = image.size if turn not in _SWAPS_SIDES else image.size[::-1]
+    can_shrink = image.format == "JPEG" and image.mode == "RGB" and turn is None
+    return EncodedImage(where, height, width, can_shrink, encoded, image, turn)
+
+
+def decode_image(encoded: bytes | memoryview, *, where: str) -> Image.Image:
+    """Returns the upright picture of an image file as ``EncodedImage.pixels_HW3`` decodes it.
+
+    Raises:
+        DataError: The bytes are not such an image, or are broken or truncated.
+    """
+    return Image.fromarray(open_image(encoded, where=where).pixels_HW3().numpy())
 
 
 def image_size(encoded: bytes | memoryview, *, where: str = "image") -> tuple[int, int]:
     """Returns (height, width) of the upright picture from its header, without decoding pixels.
 
-    Args:
-        encoded: The bytes of the image file.
-        where: Names the record or file in an error.
-
     Raises:
         DataError: The header is not one of a JPEG, PNG, BMP or WebP image.
     """
-    try:
-        image = _open(encoded)
-        width, height = image.size
-        swapped = _turn_to_upright(image) in _SWAPS_SIDES
-    except _BROKEN as error:
-        raise _unreadable(where, error) from error
-    return (width, height) if swapped else (height, width)
+    image = open_image(encoded, where=where)
+    return image.height, image.width
 
 
-def _open(encoded: bytes | memoryview) -> Image.Image:
-    return Image.open(io.BytesIO(encoded), formats=_FORMATS)
+def _as_tensor(encoded: bytes | memoryview) -> Tensor:
+    # A copy, since torch refuses to share memory that it must not write.
+    return torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
 
 
 def _turn_to_upright(image: Image.Image) -> Image.Transpose | None:
-    # Only EXIF that precedes the pixels counts, so that decode_image and image_size agree.
+    # Only EXIF that precedes the pixels counts, so that the size is known before they are read.
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))
@@ -93,4 +149,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _unreadable(where: str, error: Exception) -> DataError:
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{where}: not a JPEG, PNG, BMP or WebP image; replace or remove it")
-    return DataError(f"{where}: the image cannot be decoded ({error}); replace or remove it")
+    # torchvision names its source file first.
+    reason = str(error).rpartition("decode_jpeg.cpp")[2].lstrip(":0123456789, ")
+    return DataError(f"{where}: the image cannot be decoded ({reason}); replace or remove it")

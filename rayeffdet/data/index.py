@@ -75,12 +75,13 @@ class RecordIndex:
     def locate(self, records: Sequence[int]) -> list[tuple[str, int]]:
         """Returns path and offset of each record number."""
         ends = np.cumsum(self.shard_sizes)
-        found = []
-        for record in records:
-            shard = int(np.searchsorted(ends, record, side="right"))
-            first = int(ends[shard]) - self.shard_sizes[shard]
-            found.append((self.shards[shard].path, int(self.shards[shard].offsets[record - first])))
-        return found
+        numbers = np.asarray(records, np.int64)
+        shards = np.searchsorted(ends, numbers, side="right")
+        inside = numbers - (ends - self.shard_sizes)[shards]
+        return [
+            (self.shards[shard].path, int(self.shards[shard].offsets[i]))
+            for shard, i in zip(shards.tolist(), inside.tolist(), strict=True)
+        ]
 
 
 def find_shards(patterns: Sequence[str]) -> list[str]:

@@ -1,49 +1,88 @@
-"""Pictures and boxes to network inputs: flip, scale jitter, crop, letterbox, padding.
+"""Pictures and boxes to network inputs: where a picture goes, its pixels, its boxes.
 
 Shapes: B images, H W pixels, G padded boxes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+import torch.nn.functional as F
+from torch import Tensor
 
-# The ImageNet mean in 8 bits: padding is zero once the image is normalised.
-PADDING_RGB = (124, 116, 104)
+SHRINKS = (8, 4, 2)
+# The tolerance keeps 511.9999, a rounded 512, from losing a pixel.
+_ROUNDING = 1 + 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a picture goes: its point x lies at (x - left) * zoom of the input, mirrored or not.
+
+    Attributes:
+        zoom: Input pixels per pixel of the picture, both axes.
+        left: First column of the picture that is seen.
+        top: First row that is seen.
+        height: Rows of the input that show the picture; the rest is padding.
+        width: Columns that do.
+        is_mirrored: Left and right are exchanged within ``width``.
+        shrink: The picture may be decoded at 1 / shrink of its size; divides ``left`` and ``top``.
+    """
+
+    zoom: float
+    left: int
+    top: int
+    height: int
+    width: int
+    is_mirrored: bool = False
+    shrink: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One network input and its boxes.
+    """What is known of one network input beside its pixels.
 
     Attributes:
-        image_HW3: uint8 RGB, the picture at the top left and `PADDING_RGB` around it.
-        boxes_xyxy: float32 (n, 4) in pixels of `image_HW3`, inside the picture.
+        boxes_xyxy: float32 (n, 4) in pixels of the input, inside the picture.
         labels: int64 (n,).
-        scale: Factor from pixels of `image_HW3` to pixels of the original picture, both axes.
+        scale: Factor from pixels of the input to pixels of the original picture, both axes.
     """
 
-    image_HW3: npt.NDArray[np.uint8]
     boxes_xyxy: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     scale: float
 
 
-def train_sample(
-    image: Image.Image,
-    boxes_xyxy: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
-    rng: np.random.Generator,
-    *,
+def letterbox(
+    height: int, width: int, *, input_hw: tuple[int, int], can_shrink: bool = False
+) -> Placement:
+    """Returns the placement of a whole picture, as large as it fits, at the top left.
+
+    Args:
+        height: Of the picture.
+        width: Of the picture.
+        input_hw: Height and width of the input.
+        can_shrink: Whether the picture can be decoded at a part of its size.
+    """
+    zoom = min(input_hw[0] / height, input_hw[1] / width)
+    return _place(height, width, input_hw=input_hw, zoom=zoom, can_shrink=can_shrink)
+
+
+def random_placement(
     height: int,
     width: int,
+    rng: np.random.Generator,
+    *,
+    input_hw: tuple[int, int],
     hflip: bool,
     min_scale: float,
     max_scale: float,
-) -> Sample:
-    """Returns a randomly flipped, scaled and cropped training input.
+    can_shrink: bool = False,
+) -> Placement:
+    """Returns a random mirror, scale and crop for training.
 
     The picture is resized to f times the size that just fits the input, f ~ U(min_scale,
     max_scale). What is then larger than the input is cropped at a uniform offset, what is smaller
@@ -51,56 +90,62 @@ def train_sample(
     whatever the options.
 
     Args:
-        image: RGB.
-        boxes_xyxy: float32 (n, 4) in pixels of `image`.
-        labels: int64 (n,).
+        height: Of the picture.
+        width: Of the picture.
         rng: The only source of randomness.
-        height: Input height in pixels.
-        width: Input width in pixels.
+        input_hw: Height and width of the input.
         hflip: Mirror left to right with probability one half.
         min_scale: Smallest f, above 0.
         max_scale: Largest f.
+        can_shrink: Whether the picture can be decoded at a part of its size.
     """
     flip_draw, scale_draw, x_draw, y_draw = rng.random(4)
-    if hflip and flip_draw < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        boxes_xyxy = _mirror(boxes_xyxy, width=image.width)
-    fit = min(width / image.width, height / image.height)
-    zoom = fit * (min_scale + (max_scale - min_scale) * scale_draw)
+    fit = min(input_hw[0] / height, input_hw[1] / width)
     return _place(
-        image,
-        boxes_xyxy,
-        labels,
-        height=height,
-        width=width,
-        zoom=zoom,
+        height,
+        width,
+        input_hw=input_hw,
+        zoom=fit * (min_scale + (max_scale - min_scale) * scale_draw),
         crop_xy=(x_draw, y_draw),
+        is_mirrored=bool(hflip and flip_draw < 0.5),
+        can_shrink=can_shrink,
     )
 
 
-def letterbox(
-    image: Image.Image,
-    *,
-    height: int,
-    width: int,
-    boxes_xyxy: npt.NDArray[np.float32] | None = None,
-    labels: npt.NDArray[np.int64] | None = None,
-) -> Sample:
-    """Returns the whole picture, as large as it fits, at the top left of a padded input.
+def place_pixels(
+    pixels_HW3: Tensor, placement: Placement, out_3HW: Tensor, *, padding_rgb: Tensor
+) -> None:
+    """Writes the seen part of a picture, resized with antialiasing, and the padding around it.
 
     Args:
-        image: RGB.
-        height: Input height in pixels.
-        width: Input width in pixels.
-        boxes_xyxy: float32 (n, 4) in pixels of `image`; none when left out.
-        labels: int64 (n,), given with `boxes_xyxy`.
+        pixels_HW3: uint8, the picture at 1 / placement.shrink of its size.
+        placement: Where it goes.
+        out_3HW: uint8, overwritten whole.
+        padding_rgb: uint8 (3,).
     """
-    if boxes_xyxy is None or labels is None:
-        boxes_xyxy, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    zoom = min(width / image.width, height / image.height)
-    return _place(
-        image, boxes_xyxy, labels, height=height, width=width, zoom=zoom, crop_xy=(0.0, 0.0)
-    )
+    seen_3HW = _resize(pixels_HW3.permute(2, 0, 1), placement)
+    if placement.is_mirrored:
+        seen_3HW = seen_3HW.flip(2)
+    out_3HW[:, : placement.height, : placement.width] = seen_3HW
+    out_3HW[:, : placement.height, placement.width :] = padding_rgb[:, None, None]
+    out_3HW[:, placement.height :] = padding_rgb[:, None, None]
+
+
+def place_boxes(
+    boxes_xyxy: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], placement: Placement
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Returns the boxes in pixels of the input, clipped to what is seen; see `clip_boxes`.
+
+    Args:
+        boxes_xyxy: float32 (n, 4) in pixels of the picture.
+        labels: int64 (n,).
+        placement: Where the picture goes.
+    """
+    corner = np.array((placement.left, placement.top) * 2, np.float32)
+    placed = (boxes_xyxy - corner) * np.float32(placement.zoom)
+    if placement.is_mirrored:
+        placed[:, [0, 2]] = placement.width - placed[:, [2, 0]]
+    return clip_boxes(placed, labels, height=placement.height, width=placement.width)
 
 
 def clip_boxes(
@@ -143,55 +188,48 @@ def pad_boxes(
     return boxes_BG4, labels_BG, num_truncated
 
 
-def _mirror(boxes_xyxy: npt.NDArray[np.float32], *, width: int) -> npt.NDArray[np.float32]:
-    mirrored = boxes_xyxy.copy()
-    mirrored[:, [0, 2]] = width - boxes_xyxy[:, [2, 0]]
-    return mirrored
-
-
 def _place(
-    image: Image.Image,
-    boxes_xyxy: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int64],
-    *,
     height: int,
     width: int,
+    *,
+    input_hw: tuple[int, int],
     zoom: float,
-    crop_xy: tuple[float, float],
-) -> Sample:
-    """Zoom, cut what does not fit (crop_xy: 0 keeps the left or top, 1 the right or bottom), pad.
+    crop_xy: tuple[float, float] = (0.0, 0.0),
+    is_mirrored: bool = False,
+    can_shrink: bool,
+) -> Placement:
+    """Cuts what does not fit (crop_xy: 0 keeps the left or top, 1 the right or bottom).
 
     One factor holds for both axes exactly, also where the zoomed size is not a whole number, so
-    that `Sample.scale` maps boxes back without a rounding error.
+    that boxes are mapped back without a rounding error.
     """
-    seen_width, offset_x = _visible(image.width * zoom, width, crop_xy[0])
-    seen_height, offset_y = _visible(image.height * zoom, height, crop_xy[1])
-    source_box = (
-        offset_x / zoom,
-        offset_y / zoom,
-        min((offset_x + seen_width) / zoom, image.width),
-        min((offset_y + seen_height) / zoom, image.height),
-    )
-    # One call crops and resizes, and shrinks with antialiasing; centres are at half pixels.
-    seen = image.resize((seen_width, seen_height), Image.Resampling.BILINEAR, box=source_box)
-    offsets = np.array((offset_x, offset_y, offset_x, offset_y), np.float32)
-    boxes_xyxy, labels = clip_boxes(
-        boxes_xyxy * np.float32(zoom) - offsets, labels, height=seen_height, width=seen_width
-    )
-    return Sample(_pad(seen, height=height, width=width), boxes_xyxy, labels, scale=1 / zoom)
+    # Never below the resolution of the input.
+    shrink = next((s for s in SHRINKS if can_shrink and zoom * s <= 1), 1)
+    seen_width, left = _visible(width, input_hw[1], zoom, crop_xy[0], shrink)
+    seen_height, top = _visible(height, input_hw[0], zoom, crop_xy[1], shrink)
+    return Placement(zoom, left, top, seen_height, seen_width, is_mirrored, shrink)
 
 
-def _visible(zoomed: float, limit: int, crop: float) -> tuple[int, int]:
-    """Returns (whole pixels seen, offset of the first) along one axis of a zoomed picture."""
-    # The tolerance keeps 511.9999, a rounded 512, from losing a pixel.
-    whole = max(1, int(zoomed + 1e-6))
-    return min(whole, limit), int(max(0, whole - limit) * crop)
+def _visible(size: int, limit: int, zoom: float, crop: float, shrink: int) -> tuple[int, int]:
+    """Returns (whole input pixels seen, first picture pixel seen) along one axis."""
+    whole = max(1, int(size * zoom * _ROUNDING))
+    hidden = max(0.0, size - limit / zoom)
+    return min(whole, limit), int(hidden * crop / shrink) * shrink
 
 
-def _pad(image: Image.Image, *, height: int, width: int) -> npt.NDArray[np.uint8]:
-    canvas_HW3 = np.empty((height, width, 3), np.uint8)
-    padding_W3 = np.tile(np.array(PADDING_RGB, np.uint8), (width, 1))
-    canvas_HW3[: image.height, : image.width] = np.asarray(image)
-    canvas_HW3[: image.height, image.width :] = padding_W3[image.width :]
-    canvas_HW3[image.height :] = padding_W3
-    return canvas_HW3
+def _resize(pixels_3HW: Tensor, placement: Placement) -> Tensor:
+    """Returns the seen part [3, placement.height, placement.width] of a picture."""
+    zoom = placement.zoom * placement.shrink * _ROUNDING
+    height, width = placement.height, placement.width
+    top, left = placement.top // placement.shrink, placement.left // placement.shrink
+    # At the far side the filter reaches beyond what is seen.
+    reach = math.ceil(1 / zoom) + 1
+    bottom, right = top + int(height / zoom) + reach, left + int(width / zoom) + reach
+    seen_13HW = pixels_3HW[None, :, top:bottom, left:right]
+    if abs(zoom - 1) < 1e-6:
+        return seen_13HW[0, :, :height, :width]
+    size: dict[str, Any] = {"scale_factor": zoom}
+    if min(seen_13HW.shape[2:]) * zoom < 1:
+        size = {"size": (height, width)}
+    resized_13HW = F.interpolate(seen_13HW, **size, mode="bilinear", antialias=True)
+    return resized_13HW[0, :, :height, :width]

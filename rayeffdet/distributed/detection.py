@@ -17,6 +17,7 @@ from rayeffdet.errors import DataError
 from rayeffdet.evaluate.detect import ImageDetections, PostprocessSettings, detect
 from rayeffdet.evaluate.results import Part, part_of
 from rayeffdet.spec.root import Spec
+from rayeffdet.train.build import padding_rgb
 from rayeffdet.train.detector import Detector, device_here, load_detector
 
 # A task is worth starting for this many images; loading a detector costs about as much as ten.
@@ -126,7 +127,8 @@ def _detect_rows(
 ) -> Iterator[ImageDetections]:
     batches: Iterator[Batch] = load_batches(
         (list(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)),
-        partial(evaluation_sample, size_hw=detector.input_size),
+        partial(evaluation_sample, padding_rgb=padding_rgb(detector.network.architecture)),
+        size_hw=detector.input_size,
         max_instances=1,
         num_threads=1,
         prefetch=PREFETCH_BATCHES,

@@ -16,6 +16,7 @@ from rayeffdet.distributed.cluster import OPENMP
 from rayeffdet.distributed.failures import user_error_in
 from rayeffdet.distributed.worker import TrainingJob, initial_state
 from rayeffdet.errors import ClusterError, RunError
+from rayeffdet.model.scaling import Architecture
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import build_learning_rate, build_sample, build_step_settings, input_size
 from rayeffdet.train.step import StepResult, Trainee, World, train_step
@@ -23,6 +24,7 @@ from rayeffdet.train.versions import installed_versions, version_problems
 
 # The first step also allocates and tunes; the others give the time.
 TIMED_STEPS = 3
+TIMED_BATCHES = 3
 ENOUGH_SECONDS = 5.0
 ROOM_WAIT_S = 5.0
 
@@ -121,7 +123,7 @@ def _take_steps(job: TrainingJob, rows: list[Row], steps_per_epoch: int) -> Tria
         job, spec, world, lambda _kind, **event: notices.append(event["text"])
     )
     rate = build_learning_rate(spec, steps_per_epoch=steps_per_epoch, num_workers=plan.num_workers)
-    batch, seconds_per_batch = _batch(spec, rows, plan.threads)
+    batch, seconds_per_batch = _batch(spec, trainee.network.architecture, rows, plan.threads)
     try:
         results, seconds = _timed_steps(spec, trainee, batch, world, rate(0))
     except torch.OutOfMemoryError:
@@ -143,18 +145,24 @@ def _take_steps(job: TrainingJob, rows: list[Row], steps_per_epoch: int) -> Tria
     )
 
 
-def _batch(spec: Spec, rows: list[Row], threads: int) -> tuple[Batch, float]:
-    started = time.perf_counter()
-    batch = next(
-        load_batches(
-            [rows],
-            build_sample(spec),
-            max_instances=spec.dataset.max_instances_per_image,
-            num_threads=threads,
-            prefetch=0,
-        )
-    )
-    return batch, time.perf_counter() - started
+def _batch(
+    spec: Spec, architecture: Architecture, rows: list[Row], threads: int
+) -> tuple[Batch, float]:
+    """Returns the batch, and the seconds that making one takes once threads and codecs are warm."""
+    started = None
+    batch: Batch | None = None
+    for batch in load_batches(  # noqa: B007
+        [rows] * (1 + TIMED_BATCHES),
+        build_sample(spec, architecture),
+        size_hw=input_size(spec),
+        max_instances=spec.dataset.max_instances_per_image,
+        num_threads=threads,
+        prefetch=0,
+    ):
+        started = started or time.perf_counter()
+    assert batch is not None
+    assert started is not None
+    return batch, (time.perf_counter() - started) / TIMED_BATCHES
 
 
 def _timed_steps(

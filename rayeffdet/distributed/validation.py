@@ -14,8 +14,9 @@ from rayeffdet.distributed.ingest import stream_rows
 from rayeffdet.evaluate.build import build_postprocess
 from rayeffdet.evaluate.detect import detect
 from rayeffdet.evaluate.results import Part, metrics_of_parts, part_of
+from rayeffdet.model.scaling import Architecture
 from rayeffdet.spec.root import Spec
-from rayeffdet.train.build import amp_dtype
+from rayeffdet.train.build import amp_dtype, input_size, padding_rgb
 from rayeffdet.train.loop import Metrics
 from rayeffdet.train.step import Trainee, World
 
@@ -43,7 +44,8 @@ def validate_together(
             index,
             records,
             batch_size=spec.evaluate.batch_size,
-            size_hw=(spec.model.input_height, spec.model.input_width),
+            architecture=trainee.network.architecture,
+            size_hw=input_size(spec),
             threads=threads,
             prefetch=spec.dataset.loader.prefetch_size,
             data_cpus=data_cpus,
@@ -93,6 +95,7 @@ def evaluation_batches(
     records: range,
     *,
     batch_size: int,
+    architecture: Architecture,
     size_hw: tuple[int, int],
     threads: int,
     prefetch: int,
@@ -103,7 +106,8 @@ def evaluation_batches(
     shares = [range(start, min(start + batch_size, records.stop)) for start in starts]
     return load_batches(
         stream_rows(index, shares, shuffle=SEQUENTIAL, data_cpus=data_cpus),
-        partial(evaluation_sample, size_hw=size_hw),
+        partial(evaluation_sample, padding_rgb=padding_rgb(architecture)),
+        size_hw=size_hw,
         max_instances=1,
         num_threads=threads,
         prefetch=prefetch,

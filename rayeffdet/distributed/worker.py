@@ -4,7 +4,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
@@ -17,9 +16,10 @@ from rayeffdet.data.index import RecordIndex
 from rayeffdet.data.loader import Batch, load_batches
 from rayeffdet.data.order import Epochs
 from rayeffdet.distributed.cluster import WorkerPlan
-from rayeffdet.distributed.ingest import stream_rows
+from rayeffdet.distributed.ingest import stream_batches, stream_rows
 from rayeffdet.distributed.validation import share_statistics, validate_together
 from rayeffdet.evaluate.preview import write_preview
+from rayeffdet.model.scaling import Architecture
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
     build_epochs,
@@ -87,13 +87,14 @@ def train_worker(job: TrainingJob, mailbox: Any) -> None:
 
     # ---- data
     epochs = build_epochs(spec, num_records=job.train_index.num_records, num_workers=world.size)
+    batches = training_batches(job, spec, trainee.network.architecture, epochs, world, first_epoch)
 
     # ---- loop
     meter, epoch_meter = Meter(world.size), Meter(world.size)
     for event in train_epochs(
         trainee,
         first_epoch=first_epoch,
-        batches=partial(training_batches, job, spec, epochs, world),
+        batches=lambda epoch: itertools.islice(batches, epochs.steps),
         learning_rate=build_learning_rate(
             spec, steps_per_epoch=epochs.steps, num_workers=world.size
         ),
@@ -142,34 +143,57 @@ def initial_state(job: TrainingJob, spec: Spec, world: World, tell: Tell) -> tup
 
 
 def training_batches(
-    job: TrainingJob, spec: Spec, epochs: Epochs, world: World, epoch: int
+    job: TrainingJob,
+    spec: Spec,
+    architecture: Architecture,
+    epochs: Epochs,
+    world: World,
+    first_epoch: int,
 ) -> Iterator[Batch]:
-    """Yields this worker's batches of one epoch."""
-    shares = [
-        epochs.share(epoch, step, rank=world.rank, world_size=world.size)
-        for step in range(epochs.steps)
-    ]
-    rows = stream_rows(
-        job.train_index,
-        shares,
-        shuffle=build_shuffle(spec),
-        data_cpus=job.plan.data_cpus / world.size,
-    )
-    if spec.dataset.use_fake_data:
-        rows = itertools.repeat(next(rows), epochs.steps)
-    batches = load_batches(
-        rows,
-        build_sample(spec),
-        max_instances=spec.dataset.max_instances_per_image,
-        num_threads=job.plan.threads,
-        prefetch=spec.dataset.loader.prefetch_size,
-    )
-    if not spec.train.image_preview or epoch > spec.train.init_epoch or world.rank > 0:
+    """Yields this worker's batches of all epochs that are left.
+
+    One stream, so that the first batches of an epoch are made while the one before is evaluated.
+    """
+    sample, shuffle = build_sample(spec, architecture), build_shuffle(spec)
+    max_instances = spec.dataset.max_instances_per_image
+    shares = _shares(spec, epochs, world, first_epoch)
+    data_cpus = job.plan.data_cpus / world.size
+    if job.plan.decode == "data":
+        batches = stream_batches(
+            job.train_index,
+            shares,
+            sample=sample,
+            size_hw=input_size(spec),
+            max_instances=max_instances,
+            shuffle=shuffle,
+            data_cpus=data_cpus,
+            prefetch=spec.dataset.loader.prefetch_size,
+        )
+    else:
+        batches = load_batches(
+            stream_rows(job.train_index, shares, shuffle=shuffle, data_cpus=data_cpus),
+            sample,
+            size_hw=input_size(spec),
+            max_instances=max_instances,
+            num_threads=job.plan.threads,
+            prefetch=spec.dataset.loader.prefetch_size,
+            pin_memory=job.plan.use_gpu,
+        )
+    if not spec.train.image_preview or first_epoch > spec.train.init_epoch or world.rank > 0:
         return batches
     first = next(batches)
     path = storage.join(job.folder, "previews", "first_batch.jpg")
     write_preview(first, job.class_names, path=path)
     return itertools.chain([first], batches)
+
+
+def _shares(spec: Spec, epochs: Epochs, world: World, first_epoch: int) -> Iterator[range]:
+    """Yields what this worker reads for each step that is left."""
+    fake = spec.dataset.use_fake_data
+    for epoch in range(first_epoch, spec.train.num_epochs):
+        for step in range(epochs.steps):
+            taken = (first_epoch, 0) if fake else (epoch, step)
+            yield epochs.share(*taken, rank=world.rank, world_size=world.size)
 
 
 def evaluate_epoch(

@@ -74,7 +74,7 @@ def detect(
     device = anchors_N4.device
     for batch in batches:
         images_B3HW = normalise(
-            batch.images_BHW3.to(device, non_blocking=True), network.architecture
+            batch.images_B3HW.to(device, non_blocking=True), network.architecture
         )
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             class_logits_BNK, box_deltas_BN4 = network(images_B3HW)

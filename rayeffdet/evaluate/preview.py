@@ -24,11 +24,11 @@ def write_preview(batch: Batch, class_names: Mapping[int, str], *, path: str) ->
         path: Path or URI.
     """
     pictures = []
-    for image_HW3, boxes_G4, labels_G in zip(
-        batch.images_BHW3[:MOST_IMAGES], batch.boxes_BG4, batch.labels_BG, strict=False
+    for image_3HW, boxes_G4, labels_G in zip(
+        batch.images_B3HW[:MOST_IMAGES], batch.boxes_BG4, batch.labels_BG, strict=False
     ):
         kept = labels_G >= 0
-        image = Image.fromarray(image_HW3.numpy())
+        image = Image.fromarray(image_3HW.permute(1, 2, 0).numpy())
         zoom = max(1, -(-SMALLEST_SIDE // max(image.size)))
         pictures.append(
             draw_detections(

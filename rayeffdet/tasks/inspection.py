@@ -73,6 +73,12 @@ def _try_training(context: Context, findings: Findings, job: TrainingJob, train:
         raise DataError("train: not one image of the first batch can be used")
     trial = try_steps(job, rows, steps_per_epoch=epochs.steps)
     findings.facts["step"] = _say_trial(context, trial, len(rows), epochs.steps)
+    idle = 1 - trial.seconds_per_step / trial.seconds_per_batch
+    if plan.use_gpu and plan.decode == "worker" and idle > 0:
+        findings.warnings.append(
+            f"the GPU will wait for images {idle:.0%} of the time: give each worker more CPUs, or"
+            " decode on other nodes with ray.decode data"
+        )
     findings.warnings += trial.notices
     here = installed_versions()
     if trial.versions != here:
@@ -87,14 +93,18 @@ def _say_trial(context: Context, trial: Trial, batch_size: int, steps: int) -> d
     of_total = f" of {trial.total_bytes / 2**30:.0f}" if trial.total_bytes else ""
     num_epochs, epoch = context.spec.train.num_epochs, seconds * steps
     step_text = (
-        f"{computing:.3g} s for {batch_size} images a worker, {decoding:.2g} s to decode them ·"
-        f" loss {trial.loss:.4g} · {trial.peak_bytes / 2**30:.1f}{of_total} GiB on {trial.device}"
+        f"{computing:.3g} s for {batch_size} images a worker · loss {trial.loss:.4g} ·"
+        f" {trial.peak_bytes / 2**30:.1f}{of_total} GiB on {trial.device}"
     )
     time_text = (
         f"about {duration(epoch)} an epoch, {duration(epoch * num_epochs)} for all {num_epochs},"
         " without evaluation"
     )
-    context.console.rows([("step", step_text), ("time", time_text)])
+    ingest_text = (
+        f"{batch_size / decoding:,.0f} images/s decoded by the threads of a worker, which learns"
+        f" from {batch_size / computing:,.0f}"
+    )
+    context.console.rows([("step", step_text), ("ingest", ingest_text), ("time", time_text)])
     return {
         "seconds_per_step": computing,
         "seconds_per_batch": decoding,

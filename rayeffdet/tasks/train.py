@@ -125,6 +125,7 @@ def plan_training(context: Context) -> WorkerPlan:
         use_gpu=ray.use_gpu,
         resources_per_worker=ray.resources_per_worker,
         data_cpus=ray.data_cpus,
+        decode=ray.decode,
     )
     if context.spec.train.sync_batch_norm and not plan.use_gpu:
         raise SpecError(
@@ -210,6 +211,7 @@ def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
                 f" {plan.num_workers} x {train.batch_size} · {epochs.steps} steps per epoch ·"
                 f" {train.num_epochs} epochs · {schedule.name} rate {rate:g}",
             ),
+            ("ingest", _ingest_words(plan)),
             ("changed", changed or "nothing: all values are defaults"),
             (
                 "resume",
@@ -220,6 +222,12 @@ def say_plan(context: Context, job: TrainingJob, first_epoch: int) -> list[str]:
         ]
     )
     return _doubts(context, job, rate, epochs.global_batch)
+
+
+def _ingest_words(plan: WorkerPlan) -> str:
+    if plan.decode == "data":
+        return f"images are decoded by Ray Data on up to {plan.data_cpus:g} CPUs of any node"
+    return f"images are decoded beside the training loop, {plan.threads} threads a worker"
 
 
 def _changes(loaded: LoadedSpec) -> Iterator[str]:
@@ -261,6 +269,4 @@ def _doubts(context: Context, job: TrainingJob, rate: float, global_batch: int) 
         doubts.append(
             f"{job.folder} must be on a disk that all {context.cluster.num_nodes} nodes share"
         )
-    if spec.ray.decode == "data":
-        doubts.append("ray.decode data: images are decoded beside the training loop")
     return doubts

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayeffdet.data.loader import Augmentation, Row, training_sample
+from rayeffdet.data.loader import Augmentation, MakeSample, training_sample
 from rayeffdet.data.order import Epochs, Shuffle
-from rayeffdet.data.transforms import Sample
 from rayeffdet.model.efficientdet import EfficientDet, freeze_batch_norm, freeze_blocks
 from rayeffdet.model.scaling import Architecture, architecture_of
 from rayeffdet.ops.anchors import make_anchors
@@ -175,12 +174,17 @@ def build_augmentation(spec: Spec) -> Augmentation:
     )
 
 
-def build_sample(spec: Spec) -> Callable[[Row], Sample]:
-    """Returns the function that makes a training sample of a record."""
+def padding_rgb(architecture: Architecture) -> Tensor:
+    """Returns uint8 (3,), the colour that is nearest to zero once it is normalised."""
+    return torch.tensor(architecture.image_mean).mul(255).round().to(torch.uint8)
+
+
+def build_sample(spec: Spec, architecture: Architecture) -> MakeSample:
+    """Returns the function that makes a training sample of a record for a network."""
     return partial(
         training_sample,
-        size_hw=input_size(spec),
         augmentation=build_augmentation(spec),
+        padding_rgb=padding_rgb(architecture),
         seed=spec.train.random_seed,
         skip_crowd=spec.dataset.skip_crowd_during_training,
     )

@@ -108,7 +108,7 @@ def train_step(
     for group in trainee.optimizer.param_groups:
         group["lr"] = learning_rate
     images_B3HW = normalise(
-        batch.images_BHW3.to(world.device, non_blocking=True), trainee.network.architecture
+        batch.images_B3HW.to(world.device, non_blocking=True), trainee.network.architecture
     )
     targets = assign_targets(
         trainee.anchors_N4,

@@ -22,7 +22,7 @@ from effdet import DetBenchPredict, DetBenchTrain, EfficientDet, get_efficientde
 
 from rayeffdet.data.example import decode_example
 from rayeffdet.data.index import RecordIndex, find_shards, index_shard, join_shards
-from rayeffdet.data.loader import Batch, Row, evaluation_sample, load_batches, training_sample
+from rayeffdet.data.loader import Batch, Row, evaluation_sample, load_batches
 from rayeffdet.data.order import SEQUENTIAL, Shuffle, records_at
 from rayeffdet.data.tfrecord import read_records
 from rayeffdet.evaluate.build import build_postprocess
@@ -35,11 +35,12 @@ from rayeffdet.spec.paths import with_absolute_paths
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
     build_architecture,
-    build_augmentation,
     build_epochs,
     build_learning_rate,
+    build_sample,
     build_shuffle,
     input_size,
+    padding_rgb,
 )
 from rayeffdet.train.checkpoint_index import CheckpointIndex
 from rayeffdet.train.detector import load_detector
@@ -93,17 +94,11 @@ def train_effdet(spec: Spec, index: RecordIndex, threads: int) -> EfficientDet:
         bench.train()
         started, losses = time.perf_counter(), []
         shares = [epochs.share(epoch, s, rank=0, world_size=1) for s in range(epochs.steps)]
-        sample = partial(
-            training_sample,
-            size_hw=input_size(spec),
-            augmentation=build_augmentation(spec),
-            seed=spec.train.random_seed,
-            skip_crowd=spec.dataset.skip_crowd_during_training,
-        )
+        sample = build_sample(spec, build_architecture(spec))
         for batch in batches_of(spec, index, shares, build_shuffle(spec), sample, threads):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step)
-            images_B3HW = normalise(batch.images_BHW3, build_architecture(spec))
+            images_B3HW = normalise(batch.images_B3HW, build_architecture(spec))
             loss = bench(images_B3HW, effdet_targets(batch))["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -153,7 +148,7 @@ def evaluate_effdet(
                 "img_scale": batch.scales_B,
                 "img_size": batch.sizes_B2.flip(1),
             }
-            images_B3HW = normalise(batch.images_BHW3, build_architecture(spec))
+            images_B3HW = normalise(batch.images_B3HW, build_architecture(spec))
             found_BD6 = bench(images_B3HW, information)
             examples.extend(batch.examples)
             rows.extend(found[found[:, 4] > 0].numpy().astype(np.float64) for found in found_BD6)
@@ -197,7 +192,7 @@ def evaluation_batches(spec: Spec, index: RecordIndex, threads: int) -> Iterator
         range(start, min(start + size, index.num_records))
         for start in range(0, index.num_records, size)
     ]
-    sample = partial(evaluation_sample, size_hw=input_size(spec))
+    sample = partial(evaluation_sample, padding_rgb=padding_rgb(build_architecture(spec)))
     return batches_of(spec, index, shares, SEQUENTIAL, sample, threads)
 
 
@@ -206,6 +201,7 @@ def batches_of(spec, index, shares, shuffle: Shuffle, sample, threads: int) -> I
     return load_batches(
         (rows_of(index, share, shuffle) for share in shares),
         sample,
+        size_hw=input_size(spec),
         max_instances=spec.dataset.max_instances_per_image,
         num_threads=threads,
         prefetch=spec.dataset.loader.prefetch_size,

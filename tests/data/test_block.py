@@ -3,10 +3,18 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
-from rayeffdet.data.block import SCHEMA, examples_to_table, table_to_examples
+from rayeffdet.data.block import (
+    SCHEMA,
+    batch_to_table,
+    examples_to_table,
+    table_to_batch,
+    table_to_examples,
+)
 from rayeffdet.data.example import Example
+from rayeffdet.data.loader import Batch
 
 
 def png():
@@ -97,3 +105,42 @@ def test_no_examples_are_an_empty_table():
 @pytest.mark.parametrize("name", [n for n in Example.__dataclass_fields__ if n != "masks"])
 def test_every_field_of_an_example_has_a_column(name):
     assert name in SCHEMA.names
+
+
+def batch_of(*numbers_of_boxes):
+    count = len(numbers_of_boxes)
+    rng = np.random.default_rng(0)
+    labels_BG = np.full((count, 16), -1)
+    for row, number in enumerate(numbers_of_boxes):
+        labels_BG[row, :number] = rng.integers(0, 9, number)
+    return Batch(
+        images_B3HW=torch.from_numpy(rng.integers(0, 256, (count, 3, 5, 7), np.uint8)),
+        boxes_BG4=torch.from_numpy(rng.random((count, 16, 4), np.float32)),
+        labels_BG=torch.from_numpy(labels_BG),
+        scales_B=torch.from_numpy(rng.random(count, np.float32)),
+        examples=tuple(make(source_id=str(number)) for number in range(count)),
+        num_truncated=3,
+    )
+
+
+def test_a_batch_travels_without_its_encoded_images_and_keeps_every_bit_of_the_rest():
+    batch = batch_of(2, 0, 16)
+    wheres = ["a", "b", "c"]
+    table = batch_to_table(batch, wheres=wheres, positions=[7, 9, 8])
+    found, positions = table_to_batch(table, size_hw=(5, 7))
+    assert positions == [7, 9, 8]
+    for name in ("images_B3HW", "boxes_BG4", "labels_BG", "scales_B"):
+        ours, theirs = getattr(found, name), getattr(batch, name)
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        assert torch.equal(ours, theirs), name
+    assert found.num_truncated == 3
+    assert found.source_ids == ("0", "1", "2")
+    assert {example.encoded for example in found.examples} == {b""}
+    assert batch.examples[0].encoded == png()
+
+
+def test_pixels_are_not_copied_on_their_way_out_of_a_table():
+    table = batch_to_table(batch_of(1, 1), wheres=["a", "b"], positions=[0, 1])
+    batch, _ = table_to_batch(table, size_hw=(5, 7))
+    buffer = table.column("pixels").chunk(0).buffers()[1]
+    assert batch.images_B3HW.data_ptr() == buffer.address

@@ -1,5 +1,6 @@
 import io
 import threading
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +20,7 @@ from rayeffdet.data.loader import (
 from rayeffdet.data.transforms import Sample
 from rayeffdet.errors import DataError
 
+PADDING_RGB = torch.tensor([124, 116, 104], dtype=torch.uint8)
 NONE = Augmentation(
     hflip=False, min_scale=1.0, max_scale=1.0, color_distortion=False, translate_xy=False
 )
@@ -51,27 +53,43 @@ def row(number=0, **changes):
     return f"shard: offset {number}", number, example(number, **changes)
 
 
-def sample_of(one, *, augmentation=NONE, seed=1, skip_crowd=True, size_hw=(32, 32)):
+def sample_into(one, out_3HW, *, augmentation=NONE, seed=1, skip_crowd=True):
     return training_sample(
-        one, size_hw=size_hw, augmentation=augmentation, seed=seed, skip_crowd=skip_crowd
+        one,
+        out_3HW,
+        augmentation=augmentation,
+        padding_rgb=PADDING_RGB,
+        seed=seed,
+        skip_crowd=skip_crowd,
     )
 
 
-def batches(rows, sample=sample_of, *, max_instances=100, num_threads=2, prefetch=2):
+def sample_of(one, **options):
+    """The pixels of a training sample and the rest."""
+    out_3HW = torch.empty(3, 32, 32, dtype=torch.uint8)
+    return out_3HW, sample_into(one, out_3HW, **options)
+
+
+def batches(rows, sample=sample_into, *, max_instances=100, num_threads=2, prefetch=2):
     return load_batches(
-        rows, sample, max_instances=max_instances, num_threads=num_threads, prefetch=prefetch
+        rows,
+        sample,
+        size_hw=(32, 32),
+        max_instances=max_instances,
+        num_threads=num_threads,
+        prefetch=prefetch,
     )
 
 
 def blank(num_boxes):
     boxes = np.array([[0, 0, 4, 4]] * num_boxes, np.float32).reshape(-1, 4)
-    return Sample(np.zeros((8, 8, 3), np.uint8), boxes, np.ones(num_boxes, np.int64), 1.0)
+    return Sample(boxes, np.ones(num_boxes, np.int64), 1.0)
 
 
 def test_a_training_batch_holds_images_boxes_channels_and_records():
     rows = [row(0), row(1, boxes=[[0, 0, 64, 32], [2, 2, 10, 10]], labels=[1, 7])]
     (batch,) = batches([rows])
-    assert (batch.images_BHW3.dtype, batch.images_BHW3.shape) == (torch.uint8, (2, 32, 32, 3))
+    assert (batch.images_B3HW.dtype, batch.images_B3HW.shape) == (torch.uint8, (2, 3, 32, 32))
     assert batch.boxes_BG4.dtype == torch.float32
     assert batch.labels_BG.dtype == torch.int64
     # 64 x 32 fits a 32 x 32 input at half its size.
@@ -96,7 +114,7 @@ def test_boxes_are_padded_in_steps_up_to_the_limit_and_the_rest_is_counted(
     assert PADDING_STEP == 16
     samples = [blank(0), blank(most)]
     rows = [[("", number, example(number)) for number in range(2)]]
-    (batch,) = batches(rows, lambda one: samples[one[1]], max_instances=limit)
+    (batch,) = batches(rows, lambda one, _: samples[one[1]], max_instances=limit)
     assert batch.boxes_BG4.shape == (2, columns, 4)
     assert (batch.labels_BG >= 0).sum(1).tolist() == [0, most - truncated]
     assert batch.num_truncated == truncated
@@ -106,13 +124,13 @@ def test_batches_come_in_order_whatever_the_threads_do():
     rows = [[row(3 * number + k) for k in range(3)] for number in range(8)]
     gate = threading.Event()
 
-    def sample(one):
+    def sample(one, out_3HW):
         # The very first image is done last of all that are under way.
         if one[1] == 0:
             gate.wait(10)
         elif one[1] >= 8:
             gate.set()
-        return sample_of(one)
+        return sample_into(one, out_3HW)
 
     found = [batch.source_ids for batch in batches(rows, sample, num_threads=4, prefetch=3)]
     assert found == [tuple(str(3 * number + k) for k in range(3)) for number in range(8)]
@@ -129,18 +147,19 @@ def test_just_so_many_batches_are_asked_for_ahead(prefetch):
 
     loader = batches(rows(), prefetch=prefetch)
     next(loader)
+    time.sleep(0.2)
     assert asked == list(range(1 + prefetch))
     next(loader)
+    time.sleep(0.2)
     assert asked == list(range(2 + prefetch))
     assert len(list(loader)) == 4
 
 
 def test_the_number_of_threads_changes_no_bit():
     rows = [[row(2 * number + k) for k in range(2)] for number in range(3)]
-    sample = partial(sample_of, augmentation=ALL)
-    one, four = (list(batches(rows, sample, num_threads=threads)) for threads in (1, 4))
-    for a, b in zip(one, four, strict=True):
-        assert torch.equal(a.images_BHW3, b.images_BHW3)
+    sample = partial(sample_into, augmentation=ALL)
+    for a, b in zip(*(batches(rows, sample, num_threads=n) for n in (1, 4)), strict=True):
+        assert torch.equal(a.images_B3HW, b.images_B3HW)
         assert torch.equal(a.boxes_BG4, b.boxes_BG4)
 
 
@@ -165,20 +184,22 @@ def test_no_rows_are_no_batches():
 
 
 def test_an_augmented_sample_depends_on_seed_and_position_alone():
-    first = sample_of(row(5), augmentation=ALL)
-    again = sample_of(row(5), augmentation=ALL)
-    assert np.array_equal(first.image_HW3, again.image_HW3)
+    first_3HW, first = sample_of(row(5), augmentation=ALL)
+    again_3HW, again = sample_of(row(5), augmentation=ALL)
+    assert torch.equal(first_3HW, again_3HW)
     assert np.array_equal(first.boxes_xyxy, again.boxes_xyxy)
     where, _, same_record = row(5)
-    elsewhere = sample_of((where, 6, same_record), augmentation=ALL)
-    other_seed = sample_of(row(5), augmentation=ALL, seed=2)
-    assert not np.array_equal(first.image_HW3, elsewhere.image_HW3)
-    assert not np.array_equal(first.image_HW3, other_seed.image_HW3)
+    elsewhere_3HW, _ = sample_of((where, 6, same_record), augmentation=ALL)
+    other_seed_3HW, _ = sample_of(row(5), augmentation=ALL, seed=2)
+    assert not torch.equal(first_3HW, elsewhere_3HW)
+    assert not torch.equal(first_3HW, other_seed_3HW)
 
 
 def test_without_augmentation_the_training_image_is_that_of_evaluation():
-    training, evaluation = sample_of(row(3)), evaluation_sample(row(3), size_hw=(32, 32))
-    assert np.array_equal(training.image_HW3, evaluation.image_HW3)
+    training_3HW, training = sample_of(row(3))
+    evaluation_3HW = torch.empty_like(training_3HW)
+    evaluation = evaluation_sample(row(3), evaluation_3HW, padding_rgb=PADDING_RGB)
+    assert torch.equal(training_3HW, evaluation_3HW)
     assert training.scale == evaluation.scale
     assert len(training.labels) == 1
 
@@ -190,9 +211,8 @@ def test_without_augmentation_the_training_image_is_that_of_evaluation():
 def test_each_switch_of_the_augmentation_changes_images(switch):
     augmentation = replace(NONE, **switch)
     changed = [
-        not np.array_equal(
-            sample_of(row(number), augmentation=augmentation).image_HW3,
-            sample_of(row(number)).image_HW3,
+        not torch.equal(
+            sample_of(row(number), augmentation=augmentation)[0], sample_of(row(number))[0]
         )
         for number in range(8)
     ]
@@ -201,13 +221,13 @@ def test_each_switch_of_the_augmentation_changes_images(switch):
 
 def test_crowds_are_left_out_of_training_on_request():
     one = row(boxes=[[0, 0, 60, 30], [8, 8, 24, 24]], labels=[1, 2], crowd=[True, False])
-    assert sample_of(one, skip_crowd=True).labels.tolist() == [2]
-    assert sample_of(one, skip_crowd=False).labels.tolist() == [1, 2]
+    assert sample_of(one, skip_crowd=True)[1].labels.tolist() == [2]
+    assert sample_of(one, skip_crowd=False)[1].labels.tolist() == [1, 2]
 
 
 def test_an_evaluation_sample_has_no_boxes_and_the_whole_picture_at_the_top_left():
-    sample = evaluation_sample(row(), size_hw=(48, 32))
-    assert sample.image_HW3.shape == (48, 32, 3)
-    assert (sample.image_HW3[16:] == (124, 116, 104)).all()
+    out_3HW = torch.zeros(3, 48, 32, dtype=torch.uint8)
+    sample = evaluation_sample(row(), out_3HW, padding_rgb=PADDING_RGB)
+    assert (out_3HW[:, 16:] == PADDING_RGB[:, None, None]).all()
     assert len(sample.labels) == 0
     assert sample.scale == 2

@@ -1,5 +1,6 @@
 """Connecting to a cluster, and how training is laid over what it has."""
 
+import os
 import socket
 
 import pytest
@@ -55,6 +56,30 @@ def test_what_a_local_ray_can_never_give_is_an_error(num_workers, changes, said)
 def test_a_cluster_that_can_grow_may_be_asked_for_more():
     cluster = Cluster(address="head:6379", num_cpus=4.0, num_gpus=0.0, num_nodes=1)
     assert plan(cluster, 8, use_gpu=True).num_workers == 8
+
+
+@pytest.mark.parametrize(
+    ("beside", "asked", "chosen"),
+    [(64.0, "auto", "data"), (0.0, "auto", "worker"), (64.0, "worker", "worker"),
+     (0.0, "data", "data")],
+)  # fmt: skip
+def test_images_are_decoded_where_there_are_cores(monkeypatch, beside, asked, chosen):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    cluster = Cluster(
+        address="head:6379",
+        num_cpus=8.0 + beside,
+        num_gpus=8.0,
+        num_nodes=1 + bool(beside),
+        cpus_beside_gpus=beside,
+    )
+    assert plan(cluster, 8, decode=asked).decode == chosen
+
+
+def test_cpus_that_train_decode_too():
+    cluster = Cluster(
+        address="head:6379", num_cpus=64.0, num_gpus=0.0, num_nodes=4, cpus_beside_gpus=64.0
+    )
+    assert plan(cluster, 4).decode == "worker"
 
 
 def unused_port():

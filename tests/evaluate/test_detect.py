@@ -15,10 +15,12 @@ from rayeffdet.ops.anchors import make_anchors
 from rayeffdet.ops.assigner import assign_targets
 from rayeffdet.spec.load import with_values
 from rayeffdet.spec.root import Spec
+from rayeffdet.train.build import padding_rgb
 
 SIZE_HW = (64, 96)
 ANCHORS_N4 = make_anchors(height=64, width=96)
 NUM_CLASSES = 3
+ARCHITECTURE = architecture_of("efficientdet-d0", num_classes=NUM_CLASSES)
 # Original width and height, objects (xyxy in original pixels, category id).
 PICTURES = [
     ((96, 64), [((8, 8, 40, 40), 1), ((50, 20, 90, 60), 3)]),
@@ -53,7 +55,8 @@ def batches(numbers, *, batch_size=2):
     rows = [("", number, example(number)) for number in numbers]
     return load_batches(
         (rows[start : start + batch_size] for start in range(0, len(rows), batch_size)),
-        partial(evaluation_sample, size_hw=SIZE_HW),
+        partial(evaluation_sample, padding_rgb=padding_rgb(ARCHITECTURE)),
+        size_hw=SIZE_HW,
         max_instances=1,
         num_threads=1,
         prefetch=0,
@@ -65,7 +68,7 @@ class AnswerKey(torch.nn.Module):
 
     def __init__(self, numbers, *, logit=6.0):
         super().__init__()
-        self.architecture = architecture_of("efficientdet-d0", num_classes=NUM_CLASSES)
+        self.architecture = ARCHITECTURE
         self._numbers = iter(numbers)
         self._logit = logit
         self.inputs = []

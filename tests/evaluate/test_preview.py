@@ -29,7 +29,7 @@ def test_the_picture_shows_the_boxes_where_the_network_sees_them(tmp_path):
     labels = torch.full((2, 16), -1)
     labels[0, 0] = 2
     batch = Batch(
-        images_BHW3=torch.zeros(2, 64, 64, 3, dtype=torch.uint8),
+        images_B3HW=torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
         boxes_BG4=boxes,
         labels_BG=labels,
         scales_B=torch.ones(2),

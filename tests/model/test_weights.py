@@ -203,10 +203,10 @@ def test_channels_that_hardly_vary_are_equal_too() -> None:
 
 def test_weights_for_images_in_minus_1_to_1_get_them_so(source: EfficientDet) -> None:
     model = make_model()
-    images_BHW3 = torch.arange(192, dtype=torch.uint8).view(1, 8, 8, 3)
+    images_B3HW = torch.arange(192, dtype=torch.uint8).view(1, 3, 8, 8)
     load_matching(model, as_timm(source), name="/x/tf_efficientnet_b0_ap-f262efe1.pth")
-    expected = images_BHW3.permute(0, 3, 1, 2) / 127.5 - 1
-    assert torch.allclose(normalise(images_BHW3, model.architecture), expected, atol=1e-6)
+    expected = images_B3HW / 127.5 - 1
+    assert torch.allclose(normalise(images_B3HW, model.architecture), expected, atol=1e-6)
 
 
 def test_our_own_tensors_load_by_identity(source: EfficientDet) -> None:

@@ -124,7 +124,7 @@ def batches() -> Iterator[Batch]:
         counts[step % BATCH] *= step % 2
         labels[np.arange(6) >= counts[:, None]] = -1
         yield Batch(
-            images_BHW3=images_B3HW.clamp(0, 255).byte().permute(0, 2, 3, 1),
+            images_B3HW=images_B3HW.clamp(0, 255).byte(),
             boxes_BG4=torch.from_numpy(boxes.clip(0, (WIDTH, HEIGHT) * 2).astype(np.float32)),
             labels_BG=torch.from_numpy(labels),
             scales_B=torch.ones(BATCH),
@@ -168,7 +168,7 @@ def their_run(recipe: str, network: nn.Module) -> Run:
     run = Run(start=copies(network.state_dict()), average=copies(network.state_dict()))
     for step, batch in enumerate(batches()):
         # What is compared starts with the tensor that enters the network.
-        images_B3HW = normalise(batch.images_BHW3, build_architecture(spec_of(recipe)))
+        images_B3HW = normalise(batch.images_B3HW, build_architecture(spec_of(recipe)))
         losses = bench(images_B3HW, their_targets(batch))
         optimizer.zero_grad()
         losses["loss"].backward()

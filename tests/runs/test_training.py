@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from checkpoints import as_effdet
-from command import rayeffdet
+from command import rayeffdet, write_spec
 from PIL import Image
 
 from rayeffdet.model.efficientdet import EfficientDet
@@ -15,7 +15,7 @@ from rayeffdet.model.scaling import Architecture
 from rayeffdet.train.checkpoint import load_checkpoint
 
 OUR_LINES = re.compile(
-    r"rayeffdet \d|(model|data|workers|changed|resume|notice|plots|evaluate|train|done) +\S"
+    r"rayeffdet \d|(model|data|workers|ingest|changed|resume|notice|plots|evaluate|train|done) +\S"
     r"|epoch \d+(/6 step \d+ ·|: AP|: saved)|inference /| {9}\S|\d+ of \d+ images|part \d+ of \d+"
 )
 TASK_FILES = {"spec.yaml", "environment.json", "status.json", "log.txt"}
@@ -31,8 +31,8 @@ def statuses_of(run, task):
     return [json.loads(line) for line in lines]
 
 
-def tensors_of(run, epoch):
-    checkpoint = load_checkpoint(str(run.results / "train" / f"efficientdet-d0_{epoch:03d}.tlt"))
+def tensors_of(results, epoch):
+    checkpoint = load_checkpoint(str(results / "train" / f"efficientdet-d0_{epoch:03d}.tlt"))
     groups = ("model", "ema", "optimizer")
     return {f"{g}.{k}": tensor for g in groups for k, tensor in getattr(checkpoint, g).items()}
 
@@ -191,14 +191,25 @@ def test_the_same_command_goes_on_after_the_last_checkpoint(interrupted):
 
 
 def test_the_same_seed_gives_the_same_bits(straight, interrupted):
-    assert_equal_bits(tensors_of(straight, 2), tensors_of(interrupted[2], 2))
+    assert_equal_bits(tensors_of(straight.results, 2), tensors_of(interrupted[2].results, 2))
 
 
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(straight, interrupted):
-    assert_equal_bits(tensors_of(straight, 6), tensors_of(interrupted[2], 6))
+    assert_equal_bits(tensors_of(straight.results, 6), tensors_of(interrupted[2].results, 6))
     kept = ("epoch", "step", "loss", "learning_rate", "gradient_norm", "AP", "AP50")
     theirs = [[row[name] for name in kept] for row in rows_of(straight)]
     assert [[row[name] for name in kept] for row in rows_of(interrupted[2])] == theirs
+
+
+@pytest.mark.slow
+def test_decoding_by_ray_data_gives_the_bits_of_decoding_beside_the_loop(
+    straight, shards, tmp_path
+):
+    spec = write_spec(tmp_path, shards)
+    done = rayeffdet(spec, "train", "ray.decode=data")
+    assert done.code == 0
+    assert any(line.startswith("ingest   images are decoded by Ray Data") for line in done.err)
+    assert_equal_bits(tensors_of(tmp_path / "results", 6), tensors_of(straight.results, 6))
 
 
 def test_a_killed_worker_costs_the_run_a_restart_and_nothing_else(two_workers):
@@ -215,4 +226,4 @@ def test_two_workers_learn_as_one_does(straight, two_workers):
     for ours, theirs in zip(two, one, strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=0.15)
         assert ours["learning_rate"] == theirs["learning_rate"]
-    assert tensors_of(two_workers, 6).keys() == tensors_of(straight, 6).keys()
+    assert tensors_of(two_workers.results, 6).keys() == tensors_of(straight.results, 6).keys()

@@ -60,8 +60,11 @@ def batch_of(records, make_spec):
 
     def make(*numbers):
         rows = [(f"record {number}", number, records[number]) for number in numbers]
-        sample = build_sample(make_spec(STILL))
-        (batch,) = load_batches([rows], sample, max_instances=100, num_threads=1, prefetch=0)
+        spec = make_spec(STILL)
+        sample = build_sample(spec, build_architecture(spec))
+        (batch,) = load_batches(
+            [rows], sample, size_hw=(64, 64), max_instances=100, num_threads=1, prefetch=0
+        )
         return batch
 
     return make

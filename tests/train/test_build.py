@@ -226,7 +226,16 @@ def test_augmentation_and_shuffling_take_the_spec_s_fields():
     assert build_shuffle(spec) == Shuffle(9, False, 12, 3, 4)
 
 
-def test_samples_have_the_network_s_input_size(make_spec, records):
-    spec = make_spec({"model.input_width": 96})
-    sample = build_sample(spec)(("record 0", 0, records[0]))
-    assert sample.image_HW3.shape == (64, 96, 3)
+NO_CROP = {
+    "dataset.augmentation.rand_hflip": False,
+    "dataset.augmentation.random_crop_min_scale": 1.0,
+    "dataset.augmentation.random_crop_max_scale": 1.0,
+}
+
+
+def test_samples_are_padded_with_what_the_network_takes_for_zero(make_spec, records):
+    for name, grey in (("efficientdet-d0", (124, 116, 104)), ("efficientdet-lite0", (128,) * 3)):
+        image_3HW = torch.empty(3, 64, 96, dtype=torch.uint8)
+        spec = make_spec({**NO_CROP, "model.name": name, "model.input_width": 96})
+        build_sample(spec, build_architecture(spec))(("record 0", 0, records[0]), image_3HW)
+        assert image_3HW[:, 0, -1].tolist() == list(grey)

@@ -10,6 +10,7 @@ from rayeffdet.model.efficientdet import EfficientDet
 from rayeffdet.model.scaling import Architecture
 from rayeffdet.spec.root import Spec
 from rayeffdet.train.build import (
+    build_architecture,
     build_epochs,
     build_learning_rate,
     build_loop_settings,
@@ -53,8 +54,10 @@ def run(trainee, spec, records, *, first_epoch=0, save=lambda *_: "", evaluate=l
             ]
             for share in shares
         )
-        sample = build_sample(spec)
-        return load_batches(rows, sample, max_instances=100, num_threads=2, prefetch=2)
+        sample = build_sample(spec, build_architecture(spec))
+        return load_batches(
+            rows, sample, size_hw=(64, 64), max_instances=100, num_threads=2, prefetch=2
+        )
 
     return train_epochs(
         trainee,

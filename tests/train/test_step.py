@@ -42,7 +42,7 @@ def assert_equal(found, expected):
 
 
 def loss_by_hand(trainee, batch):
-    images_B3HW = normalise(batch.images_BHW3, trainee.network.architecture)
+    images_B3HW = normalise(batch.images_B3HW, trainee.network.architecture)
     logits_BNK, deltas_BN4 = trainee.network(images_B3HW)
     targets = assign_targets(trainee.anchors_N4, batch.boxes_BG4, batch.labels_BG)
     normaliser = targets.num_positives_B.sum() + 1

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
+from rayeffdet.data import decode
 from rayeffdet.errors import DataError
-from rayeffdet.train import versions
 from rayeffdet.train.versions import installed_versions, version_problems
 
 
@@ -54,7 +54,7 @@ def test_pillow_that_cannot_decode_a_jpeg_is_a_problem(monkeypatch):
     def refuse(_, *, where):
         raise DataError(f"{where}: decoder jpeg not available")
 
-    monkeypatch.setattr(versions, "decode_image", refuse)
+    monkeypatch.setattr(decode, "decode_image", refuse)
     (problem,) = version_problems()
     assert "decoder jpeg not available; pip install --force-reinstall pillow" in problem
 
