@@ -85,8 +85,8 @@ def test_one_export_serves_every_batch_size() -> None:
 
 
 def test_normalise_is_imagenets_and_keeps_channels_last() -> None:
-    images = torch.zeros(2, 4, 6, 3, dtype=torch.uint8)
-    images[1] = torch.tensor([255, 128, 0])
+    images = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
+    images[1] = torch.tensor([255, 128, 0])[:, None, None]
     result = normalise(images, ARCHITECTURE)
     assert result.shape == (2, 3, 4, 6)
     assert result.dtype == torch.float32
@@ -96,13 +96,13 @@ def test_normalise_is_imagenets_and_keeps_channels_last() -> None:
 
 
 def test_lite_networks_take_images_from_minus_one_to_one() -> None:
-    images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 1, 1, 3)
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
     result = normalise(images, architecture_of("efficientdet-lite0", num_classes=1))
     torch.testing.assert_close(result.flatten(), torch.tensor([-1.0, -0.6, 1.0]))
 
 
 def test_normalise_leaves_float_images_untouched() -> None:
-    images = torch.full((1, 2, 2, 3), 9.0)
+    images = torch.full((1, 3, 2, 2), 9.0)
     normalise(images, ARCHITECTURE)
     assert images.eq(9).all()
 
