@@ -55,6 +55,7 @@ SAMPLE = partial(
     training_sample, augmentation=AUGMENTATION, padding_rgb=PADDING_RGB, seed=1, skip_crowd=True
 )
 CORES = os.cpu_count() or 1
+PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 Run = Callable[[RecordIndex], float]
 """Reads every record once and returns images per second."""
@@ -223,11 +224,12 @@ def soak(index: RecordIndex, num_epochs: int) -> None:
     for number, _ in enumerate(our_batches(index, num_epochs=num_epochs), start=1):
         epoch, step = divmod(number, steps)
         if step == 0 and epoch % max(1, num_epochs // 10) == 0:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            # What is shared is the object store, counted by itself.
+            resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
             store = ray.cluster_resources()["object_store_memory"]
             used = store - ray.available_resources().get("object_store_memory", 0)
             print(
-                f"epoch {epoch:3}: {pages * os.sysconf('SC_PAGESIZE') / 2**20:6.0f} MiB resident ·"
+                f"epoch {epoch:3}: {(resident - shared) * PAGE_BYTES / 2**20:6.0f} MiB of its own ·"
                 f" {used / 2**20:5.0f} MiB of the object store ·"
                 f" {number * BATCH / (time.perf_counter() - started):.0f} images/s"
             )
