@@ -1,6 +1,7 @@
 """Encoded image bytes to upright RGB pixels."""
 
 import io
+import re
 import struct
 from dataclasses import dataclass
 
@@ -73,7 +74,7 @@ class EncodedImage:
         try:
             if shrink > 1:
                 image.draft("RGB", (image.width // shrink, image.height // shrink))
-            elif image.format == "JPEG" and image.mode == "RGB" and self._turn is None:
+            elif self.can_shrink:
                 # The same libjpeg as Pillow's, without two copies of the pixels.
                 pixels_3HW: Tensor = decode_jpeg(_as_tensor(self._encoded), ImageReadMode.RGB)
                 return pixels_3HW.permute(1, 2, 0)
@@ -149,6 +150,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _unreadable(where: str, error: Exception) -> DataError:
     if isinstance(error, UnidentifiedImageError):
         return DataError(f"{where}: not a JPEG, PNG, BMP or WebP image; replace or remove it")
-    # torchvision names its source file first.
-    reason = str(error).rpartition("decode_jpeg.cpp")[2].lstrip(":0123456789, ")
+    # torchvision names its source file and line first.
+    reason = re.sub(r"^.*decode_jpeg\.cpp:\d+, ", "", str(error))
     return DataError(f"{where}: the image cannot be decoded ({reason}); replace or remove it")

@@ -56,19 +56,16 @@ class Sample:
     scale: float
 
 
-def letterbox(
-    height: int, width: int, *, input_hw: tuple[int, int], can_shrink: bool = False
-) -> Placement:
+def letterbox(height: int, width: int, *, input_hw: tuple[int, int]) -> Placement:
     """Returns the placement of a whole picture, as large as it fits, at the top left.
 
     Args:
         height: Of the picture.
         width: Of the picture.
         input_hw: Height and width of the input.
-        can_shrink: Whether the picture can be decoded at a part of its size.
     """
     zoom = min(input_hw[0] / height, input_hw[1] / width)
-    return _place(height, width, input_hw=input_hw, zoom=zoom, can_shrink=can_shrink)
+    return _place(height, width, input_hw=input_hw, zoom=zoom, can_shrink=False)
 
 
 def random_placement(

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photographs import photo_like
 from PIL import Image
 
 from rayeffdet.data.decode import open_image
@@ -288,19 +289,6 @@ def test_padding_marks_empty_rows_and_counts_what_it_leaves_out():
     np.testing.assert_array_equal(boxes_BG4[..., 0], [[1, 2], [0, 0], [5, 0], [6, 7]])
     assert (boxes_BG4.dtype, labels_BG.dtype) == (np.float32, np.int64)
     assert num_truncated == 3
-
-
-def photo_like(height, width, seed=0):
-    """A JPEG with detail on several scales, as photographs have."""
-    rng = np.random.default_rng(seed)
-    pixels = np.full((height, width, 3), 128.0)
-    for step, strength in ((32, 40), (3, 18), (1, 4)):
-        shape = (height // step + 2, width // step + 2, 3)
-        coarse = np.uint8(np.clip(rng.normal(128, strength, shape), 0, 255))
-        pixels += np.asarray(Image.fromarray(coarse).resize((width, height), 3), float) - 128
-    buffer = io.BytesIO()
-    Image.fromarray(np.uint8(np.clip(pixels, 0, 255))).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def reference_3HW(encoded, placement):
